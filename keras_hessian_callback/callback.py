@@ -1,0 +1,222 @@
+"""The Keras callback: the life cycle of measurements during `model.fit`."""
+
+import math
+import os
+import warnings
+from typing import Any
+
+import keras
+
+from keras_hessian_callback.data import HeldOutData
+from keras_hessian_callback.estimators.estimator import Estimator
+from keras_hessian_callback.measurement import measure, resolve_method
+from keras_hessian_callback.objective import LossFn, check_backend
+from keras_hessian_callback.operators.hessian import HessianOperator, check_batch_size
+from keras_hessian_callback.results import CurvatureReport
+from keras_hessian_callback.schedule import Every, resolve_schedule
+from keras_hessian_callback.summaries import SummaryWriter
+
+_LOG_KEY = "hessian_frobenius_norm"
+
+
+class HessianNormCallback(keras.callbacks.Callback):
+    """Measures the curvature of the training loss while `model.fit` runs.
+
+    At the end of each epoch (or as `schedule` says) it estimates the Frobenius norm and the
+    trace of the Hessian of the training loss on held-out examples, with 95 % intervals, at
+    the weights of that moment and in inference mode. Nothing of the run changes: weights,
+    optimizer, metrics and random numbers are the same, bit for bit, as without it.
+
+    The values go to
+
+    * TensorBoard, in the run `<log_dir>/hessian`: `hessian/frobenius_norm` with
+      `.../lower` and `.../upper`, and the same for `hessian/trace`. The step is the epoch, or
+      the optimizer's `iterations` where the schedule counts steps;
+    * `logs["hessian_frobenius_norm"]` at the end of an epoch in which it was measured: for
+      the progress bar, `History`, and callbacks listed after this one;
+    * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
+      `"frobenius_norm"`, `"frobenius_norm/lower"`, `"frobenius_norm/upper"`, the same for
+      `"trace"`, `"num_matvecs"` and `"seconds"`;
+    * `report`, the last `CurvatureReport`.
+
+    Args:
+        data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
+            batches, or a `keras.utils.PyDataset`. Read once, here, into memory.
+        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact()`),
+            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
+            with its settings.
+        log_dir: Directory that TensorBoard is started on. None: no event files.
+        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. The first epoch of a
+            `fit` is measured at its end in any case.
+        batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
+            result is the same. None: all at once.
+        loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
+        seed: Int: the random probes are a function of it and of the step, so a resumed run
+            logs what an uninterrupted one would.
+        on_error: `"warn"`: a measurement that fails warns once, and there are no more in this
+            `fit`, which goes on. `"raise"`: its exception ends the run.
+
+    Raises:
+        ValueError, TypeError: Here, for settings and data; at the start of `fit`, before the
+            first step, for a model or a loss that cannot be measured.
+        RuntimeError: If Keras runs on another backend than TensorFlow.
+
+    Cost: At the start of a `fit` one trace of the model and two gradients; then the products
+    of `method` a measurement, each 1 to 2.5 gradients of the held-out batch. A second `fit` of
+    the same compiled model traces nothing.
+
+    Example:
+
+        >>> import keras, numpy as np
+        >>> from keras_hessian_callback import HessianNormCallback
+        >>> x = np.array([[1.0], [2.0], [3.0]], "float32")
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile("sgd", "mse")
+        >>> curvature = HessianNormCallback((x, x), method="autodiff")
+        >>> history = model.fit(x, x, epochs=2, verbose=0, callbacks=[curvature])
+        >>> [round(norm, 4) for norm in curvature.history["frobenius_norm"]]  # 2 mean(x^2)
+        [9.3333, 9.3333]
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        method: str | Estimator = "stochastic",
+        *,
+        log_dir: str | os.PathLike[str] | None = None,
+        schedule: str | Every = "epoch",
+        batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        seed: int = 0,
+        on_error: str = "warn",
+    ) -> None:
+        super().__init__()
+        check_backend()
+        if on_error not in ("warn", "raise"):
+            raise ValueError(f"`on_error` must be 'warn' or 'raise'; got {on_error!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"`seed` must be an integer; got {seed!r}.")
+        if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
+            raise TypeError(f"`log_dir` must be a path or None; got {log_dir!r}.")
+        check_batch_size(batch_size)
+        self._estimator = resolve_method(method)
+        self._schedule = resolve_schedule(schedule)
+        self._data = HeldOutData(data)
+        self._log_dir = log_dir
+        self._batch_size = batch_size
+        self._loss_fn = loss_fn
+        self._seed = seed
+        self._on_error = on_error
+        self._operator: HessianOperator | None = None
+        self.report: CurvatureReport | None = None
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to a model or a file stays behind; a copy makes its own.
+        left_behind = {"_operator": None, "_writer": None, "_model": None, "_state": None}
+        return {**self.__dict__, **left_behind}
+
+    def _start(self) -> None:
+        """What a `fit` begins with."""
+        self.history: dict[str, list[Any]] = {"epoch": [], "step": []}
+        self._writer: SummaryWriter | None = None
+        self._state: Any = None
+        self._failed = False
+        self._warned_not_finite = False
+        self._epoch = 0
+        self._iterations: int | None = None  # when it was last looked at
+        self._latest: tuple[int, float] | None = None  # epoch and norm
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._start()
+        arguments = (self._estimator.products, self._batch_size, self._loss_fn)
+        if self._operator is None or not self._operator.is_current(
+            self.model, self._data, *arguments
+        ):
+            self._operator = HessianOperator(
+                self.model,
+                self._data,
+                products=self._estimator.products,
+                batch_size=self._batch_size,
+                loss_fn=self._loss_fn,
+            )
+            self._estimator.check(self._operator)
+        if self._schedule.steps is not None and self.model.optimizer is None:
+            raise ValueError(
+                "schedule=every(steps=...) counts the optimizer's `iterations`, and the model has "
+                "no optimizer. Use every(epochs=...)."
+            )
+        if self._log_dir is not None:
+            self._writer = SummaryWriter(self._log_dir)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+        if self._schedule.steps is not None and self._iterations is None:
+            # Not earlier: another callback may have restored the optimizer by now.
+            self._iterations = self._optimizer_iterations()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._schedule.steps is None:
+            return
+        before, self._iterations = self._iterations or 0, self._optimizer_iterations()
+        if self._schedule.due_after_steps(before, self._iterations):
+            self._measure(self._iterations)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._schedule.due_after_epoch(epoch) or not self.history["epoch"]:
+            counts_steps = self._schedule.steps is not None
+            self._measure(self._optimizer_iterations() if counts_steps else epoch)
+        if logs is not None and self._latest is not None and self._latest[0] == epoch:
+            logs[_LOG_KEY] = self._latest[1]
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _optimizer_iterations(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _measure(self, step: int) -> None:
+        if self._failed or self._operator is None:
+            return
+        try:
+            report, self._state = measure(
+                self._operator, self._estimator, seed=(self._seed, step), state=self._state
+            )
+            if self._writer is not None:
+                self._writer.write(report, step)
+        except Exception as error:  # the run is not ours to end: see `on_error`
+            if self._on_error == "raise":
+                raise
+            self._failed = True
+            warnings.warn(
+                f"Measuring the Hessian failed at epoch {self._epoch}, step {step}, and is off for "
+                f"the rest of this fit: {type(error).__name__}: {error}. What was logged before "
+                "stays. on_error='raise' stops here with the traceback; if memory ran out, set "
+                "`batch_size`.",
+                stacklevel=2,
+            )
+            return
+        self._record(report, step)
+
+    def _record(self, report: CurvatureReport, step: int) -> None:
+        self.report = report
+        row: dict[str, float] = {"epoch": self._epoch, "step": step}
+        for name, estimate in report.items():
+            row[name] = estimate.value
+            row[f"{name}/lower"] = estimate.lower
+            row[f"{name}/upper"] = estimate.upper
+        row |= {"num_matvecs": report.num_matvecs, "seconds": report.seconds}
+        for name, value in row.items():
+            self.history.setdefault(name, []).append(value)
+        norm = report["frobenius_norm"].value
+        self._latest = (self._epoch, norm)
+        if not math.isfinite(norm) and not self._warned_not_finite:
+            self._warned_not_finite = True
+            warnings.warn(
+                f"The Hessian norm is not finite at epoch {self._epoch}, step {step}; NaN is "
+                "logged. The loss or its derivatives on the held-out examples overflow or are "
+                "undefined there: the run diverges, the examples hold NaN, or a layer has no "
+                "second derivative at that point (a square root or a norm at 0).",
+                stacklevel=2,
+            )

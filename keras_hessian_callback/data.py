@@ -1,0 +1,194 @@
+"""Held-out data: read once into memory, handed out in micro-batches."""
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_ACCEPTED = (
+    "`data` takes (x, y), (x, y, sample_weight) of arrays (nested as in `fit`), "
+    "a tf.data.Dataset of such batches, or a keras.utils.PyDataset"
+)
+_UNBOUNDED_BYTES = 4 * 2**30  # where a dataset does not know its length
+
+
+class Batch(NamedTuple):
+    """Examples as `fit` hands them to a model: each may be nested, `y` and weights None."""
+
+    x: Any
+    y: Any
+    sample_weight: Any
+
+
+class HeldOutData:
+    """The examples that the loss is averaged over, in memory.
+
+    Args:
+        data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` or a
+            `keras.utils.PyDataset` of such batches, or another `HeldOutData`.
+
+    Raises:
+        TypeError: If `data` is of another kind.
+        ValueError: If there are no examples, endlessly many, or their numbers differ.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._batch: Batch = data._batch if isinstance(data, HeldOutData) else _read(data)
+        leaves = _arrays(self._batch)
+        if not leaves:
+            raise ValueError(f"`data` holds no arrays. {_ACCEPTED}.")
+        if any(leaf.ndim == 0 for leaf in leaves):
+            raise ValueError(f"`data` holds a scalar where examples are expected. {_ACCEPTED}.")
+        lengths = [len(leaf) for leaf in leaves]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                "`data` must hold as many targets and sample weights as inputs; "
+                f"its arrays have {', '.join(map(str, lengths))} examples."
+            )
+        self.num_examples = lengths[0]
+        if self.num_examples == 0:
+            raise ValueError("`data` holds 0 examples; pass at least one.")
+
+    def micro_batches(self, batch_size: int | None) -> list[Batch]:
+        """The examples in order, `batch_size` at a time; None: all in one.
+
+        The last micro-batch is shorter where `batch_size` does not divide the number of
+        examples.
+        """
+        size = min(batch_size or self.num_examples, self.num_examples)
+        starts = range(0, self.num_examples, size)
+        slices = [slice(start, start + size) for start in starts]
+        return [
+            _map_arrays(lambda leaf, part=part: tf.constant(leaf[part]), self._batch)
+            for part in slices
+        ]
+
+
+def concatenate(first: Batch, second: Batch) -> Batch:
+    """One batch with the examples of both."""
+    return tf.nest.map_structure(
+        lambda a, b: None if a is None else tf.concat([a, b], axis=0), first, second
+    )
+
+
+def _read(data: Any) -> Batch:
+    if data is None:
+        raise ValueError(f"`data` is None. {_ACCEPTED}.")
+    if isinstance(data, tf.data.Dataset):
+        return _concatenate_batches(_dataset_batches(data))
+    if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None:
+            raise ValueError(
+                "`data` is an endless keras.utils.PyDataset; the examples are read into memory, "
+                "so give it a length (`num_batches`)."
+            )
+        return _concatenate_batches(data[index] for index in range(data.num_batches))
+    if inspect.isgenerator(data) or isinstance(data, Iterator):
+        raise TypeError(
+            f"`data` is a Python {type(data).__name__}, which can be read only once. Pass arrays, "
+            "or tf.data.Dataset.from_generator(...).take(num_batches)."
+        )
+    if isinstance(data, tf.distribute.DistributedDataset):
+        raise TypeError("`data` is a distributed dataset; pass the tf.data.Dataset it is made of.")
+    return _map_arrays(_as_array, _as_batch(data))
+
+
+def _as_batch(data: Any) -> Batch:
+    if not isinstance(data, tuple | list) or not 1 <= len(data) <= 3:
+        kind = type(data).__name__
+        size = f" of {len(data)}" if isinstance(data, tuple | list) else ""
+        raise TypeError(f"{_ACCEPTED}; got a {kind}{size}.")
+    return Batch(*data, *(None,) * (3 - len(data)))
+
+
+def _dataset_batches(dataset: tf.data.Dataset) -> Iterator[Any]:
+    """The batches of a finite dataset; one that does not know its length is read with a limit."""
+    cardinality = int(dataset.cardinality())
+    if cardinality == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "`data` is an infinite dataset; the examples are read into memory, so take some: "
+            "data.take(num_batches)."
+        )
+    if _is_shuffled(dataset):
+        warnings.warn(
+            "`data` is a shuffled dataset. Reading it draws from its shuffle: if the training data "
+            "come from the same pipeline, their order in later epochs changes. Pass arrays, or "
+            "split the held-out examples off before `.shuffle`.",
+            stacklevel=2,
+        )
+    num_bytes = 0
+    for batch in dataset:
+        yield batch
+        num_bytes += (
+            sum(len(np.asarray(t).tobytes()) for t in tf.nest.flatten(batch))
+            if (cardinality == tf.data.UNKNOWN_CARDINALITY)
+            else 0
+        )
+        if num_bytes > _UNBOUNDED_BYTES:
+            raise ValueError(
+                f"`data` has no known end, and {num_bytes / 2**30:.0f} GiB of it were read. If it "
+                "is endless, take some: data.take(num_batches); if not, say so: "
+                "data.apply(tf.data.experimental.assert_cardinality(num_batches))."
+            )
+
+
+def _is_shuffled(dataset: tf.data.Dataset) -> bool:
+    kinds, queue = [], [dataset]
+    while queue:
+        kinds.append(type(queue[-1]).__name__)
+        queue.extend(queue.pop()._inputs())
+    return any("Shuffle" in kind for kind in kinds)
+
+
+def _concatenate_batches(batches: Iterable[Any]) -> Batch:
+    """All batches as one, on the host."""
+    parts = [_map_arrays(_as_array, _as_batch(_wrapped(batch))) for batch in batches]
+    if not parts:
+        raise ValueError("`data` holds no batches; pass at least one.")
+    try:
+        return tf.nest.map_structure(
+            lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *parts
+        )
+    except ValueError as error:
+        shapes = [str([leaf.shape for leaf in _arrays(part)]) for part in parts]
+        differing = list(dict.fromkeys(shapes))[:3]
+        raise ValueError(
+            "The batches of `data` cannot be joined into one set of examples: their shapes differ "
+            f"beyond the first axis ({'; '.join(differing)}). Pad them to one shape."
+        ) from error
+
+
+def _wrapped(batch: Any) -> Any:
+    """A dataset's element as a tuple: one of inputs alone is (x,)."""
+    return batch if isinstance(batch, tuple | list) else (batch,)
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    return [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+
+
+def _map_arrays(function: Any, batch: Batch) -> Batch:
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), batch)
+
+
+def _as_array(leaf: Any) -> np.ndarray:
+    """An array as `fit` would see it: floats in Keras' floatx, a pandas Series as a column."""
+    if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
+        raise TypeError(
+            f"`data` holds a {type(leaf).__name__}; pass dense arrays (`.to_tensor()`, "
+            "`tf.sparse.to_dense`)."
+        )
+    is_series = hasattr(leaf, "to_numpy") and getattr(leaf, "ndim", 0) == 1
+    array = np.asarray(leaf)
+    if array.dtype == object:
+        raise TypeError(
+            f"`data` holds a {type(leaf).__name__} that is no array of numbers or strings. "
+            f"{_ACCEPTED}."
+        )
+    if np.issubdtype(array.dtype, np.floating) and not tf.is_tensor(leaf):
+        array = array.astype(keras.config.floatx(), copy=False)
+    return array[:, None] if is_series else array

@@ -1,0 +1,1 @@
+"""Estimators of a symmetric operator's norms from products with it, one algorithm a file."""

@@ -1,0 +1,36 @@
+"""The contract of estimators: settings that, called with an operator, give estimates."""
+
+from typing import Any, Protocol
+
+from keras_hessian_callback.linalg import Seed
+from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.results import Estimate
+
+Estimates = dict[str, Estimate]
+
+
+class Estimator(Protocol):
+    """A frozen record of settings, checked when it is made."""
+
+    @property
+    def products(self) -> str:
+        """How the products are made: `"autodiff"` or `"finite_difference"`."""
+
+    def check(self, operator: LinearOperator) -> None:
+        """Raises ValueError where this estimator cannot measure `operator`."""
+
+    def __call__(
+        self, operator: LinearOperator, *, seed: Seed, state: Any = None
+    ) -> tuple[Estimates, Any]:
+        """The estimates by name, and the state to pass to the next measurement.
+
+        `state=None` is always valid; what is random depends on `seed` alone.
+        """
+
+
+def check_count(name: str, count: int) -> None:
+    """Raises unless `count`, the argument `name`, is an int of at least 1."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"`{name}` must be an integer; got {name}={count!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1; got {name}={count}.")

@@ -1,0 +1,89 @@
+"""Estimates with standard errors and confidence intervals, from independent samples."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.results import Estimate
+
+
+def mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
+    """The mean of the population that independent samples are drawn from.
+
+    The interval is Student's, with m - 1 degrees of freedom.
+
+    Args:
+        samples: (m,) floats. Samples that are not finite make every field NaN; m = 1 leaves
+            the error NaN.
+        num_matvecs: Products that the samples cost, for the record.
+    """
+    value = float(np.mean(samples))
+    if not math.isfinite(value) or len(samples) == 1:
+        return _unknown_error(value, num_matvecs)
+    standard_error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
+    half_width = _student_quantile(len(samples) - 1.0) * standard_error
+    return Estimate(value, standard_error, value - half_width, value + half_width, num_matvecs)
+
+
+def root_mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
+    """The square root of the mean that independent, non-negative samples are drawn from.
+
+    With X the mean of m samples ||H v||^2, s their standard deviation (ddof = 1) and
+    F^2 = E X = ||H||_F^2:
+
+    * standard error of F by the delta method, (s / sqrt(m)) / (2 F);
+    * E sqrt(X) = F - Var(X) / (8 F^3) + ...: the second term is added back;
+    * the interval. Samples ||H v||^2 are sums of squares, so their mean is close to a scaled
+      chi-squared variable (Satterthwaite 1946) with d = 2 m / c^2 degrees of freedom, c = s / X,
+      whose cube root is close to normal (Wilson and Hilferty 1931):
+      F^2 in X / (1 - 2 / (9 d) +- t sqrt(2 / (9 d)))^3. Two corrections for a c that is itself
+      estimated, exact to first order for chi-squared samples: c^2 is raised by the factor
+      1 + c^2 / m, and t is Student's quantile with (m - 1) / (1 + c^2) degrees of freedom.
+      On outlier-dominated spectra this covers F in 93-97 % of the cases for m = 4 to 64,
+      where Student's interval on F^2 covers it in 83-93 % (tests/test_intervals.py).
+
+    Args:
+        samples: (m,) non-negative floats. Samples that are not finite make every field NaN;
+            m = 1 leaves the error NaN.
+        num_matvecs: Products that the samples cost, for the record.
+    """
+    mean = float(np.mean(samples))
+    if not math.isfinite(mean) or len(samples) == 1:
+        return _unknown_error(math.sqrt(mean) if mean >= 0 else math.nan, num_matvecs)
+    if mean == 0.0:
+        return Estimate(0.0, 0.0, 0.0, 0.0, num_matvecs)
+    m = len(samples)
+    variation = float(np.var(samples, ddof=1)) / mean**2
+    root = math.sqrt(mean)
+    value = root * (1.0 + variation / (8.0 * m))
+    standard_error = 0.5 * root * math.sqrt(variation / m)
+    variation *= 1.0 + variation / m
+    spread = variation / (9.0 * m)  # 2 / (9 d)
+    half_width = _student_quantile((m - 1.0) / (1.0 + variation)) * math.sqrt(spread)
+    lower = root * (1.0 - spread + half_width) ** -1.5
+    narrow = 1.0 - spread - half_width
+    upper = root * narrow**-1.5 if narrow > 0.0 else math.inf
+    return Estimate(value, standard_error, min(lower, value), max(upper, value), num_matvecs)
+
+
+def exact_estimate(value: float, *, num_matvecs: int) -> Estimate:
+    """A value without error: its interval is itself."""
+    return Estimate(value, 0.0, value, value, num_matvecs)
+
+
+def _unknown_error(value: float, num_matvecs: int) -> Estimate:
+    value = value if math.isfinite(value) else math.nan
+    return Estimate(value, math.nan, math.nan, math.nan, num_matvecs)
+
+
+def _student_quantile(degrees: float) -> float:
+    """The t with P(|T| <= t) = 0.95, from a table of the tail at 4,000 points; at most 1e6."""
+    t = np.geomspace(1.0, 1e6, 4000)
+    tail = tf.math.betainc(
+        tf.constant(degrees / 2.0, tf.float64),
+        tf.constant(0.5, tf.float64),
+        tf.constant(degrees / (degrees + t**2), tf.float64),
+    ).numpy()
+    seen = tail > 0.0  # it underflows where there are many degrees of freedom
+    return float(np.exp(np.interp(math.log(20.0), -np.log(tail[seen]), np.log(t[seen]))))

@@ -1,0 +1,148 @@
+"""Measures a model's curvature: the one place where operator and estimator meet."""
+
+import time
+from typing import Any
+
+from keras_hessian_callback.estimators.estimator import Estimator
+from keras_hessian_callback.estimators.exact import Exact
+from keras_hessian_callback.estimators.hutchinson import Hutchinson
+from keras_hessian_callback.linalg import Seed
+from keras_hessian_callback.objective import LossFn, Model
+from keras_hessian_callback.operators.hessian import HessianOperator
+from keras_hessian_callback.results import CurvatureReport, Estimate
+
+_METHODS: dict[str, Estimator] = {
+    "stochastic": Hutchinson(),
+    "autodiff": Exact(),
+    "finite_difference": Exact(products="finite_difference"),
+}
+
+
+def measure_curvature(
+    model: Model,
+    data: Any,
+    method: str | Estimator = "stochastic",
+    *,
+    batch_size: int | None = None,
+    loss_fn: LossFn | None = None,
+    seed: Seed = 0,
+    state: Any = None,
+) -> CurvatureReport:
+    """Measures the Hessian of a model's training loss on held-out data, once.
+
+    Args:
+        model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed.
+        data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
+            batches, or a `keras.utils.PyDataset`.
+        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact()`),
+            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
+            with its settings.
+        batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
+            result is the same. None: all at once.
+        loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss:
+            for a custom `train_step`, or for the Hessian of something else, such as
+            `lambda model, x, y, w: tf.reduce_sum(model(x))`.
+        seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
+            `HessianNormCallback(seed=seed)` draws at the end of that epoch.
+        state: What an estimator carried over from an earlier measurement; None: a fresh start.
+            `Exact` and `Hutchinson` carry nothing.
+
+    Returns:
+        A `CurvatureReport` with `"frobenius_norm"` and `"trace"`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `HessianOperator` and the estimator do.
+
+    Cost: One trace of the model, two gradients to check the loss, and the products of the
+    method. To measure often, use the callback: it traces once.
+
+    Example:
+
+        >>> import keras, numpy as np
+        >>> from keras_hessian_callback import measure_curvature
+        >>> x = np.array([[1.0], [2.0], [3.0]], "float32")
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile(loss="mse")
+        >>> report = measure_curvature(model, (x, x), method="autodiff")
+        >>> round(report["frobenius_norm"].value, 4)  # 2 mean(x^2) = 28/3
+        9.3333
+    """
+    estimator = resolve_method(method)
+    operator = HessianOperator(
+        model, data, products=estimator.products, batch_size=batch_size, loss_fn=loss_fn
+    )
+    report, _ = measure(operator, estimator, seed=seed, state=state)
+    return report
+
+
+def hessian_frobenius_norm(
+    model: Model,
+    data: Any,
+    method: str | Estimator = "stochastic",
+    *,
+    batch_size: int | None = None,
+    loss_fn: LossFn | None = None,
+    seed: Seed = 0,
+) -> Estimate:
+    """The Frobenius norm of the Hessian of a model's training loss on held-out data.
+
+    Args:
+        model: As in `measure_curvature`, and so are the others.
+        data: Held-out examples.
+        method: A name or an estimator.
+        batch_size: Examples per micro-batch; None: all at once.
+        loss_fn: Instead of the compiled loss.
+        seed: Of the random probes.
+
+    Returns:
+        The `Estimate` of ||H||_F = sqrt(sum_ij H_ij^2), in units of loss per weight squared.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `measure_curvature`.
+
+    Cost: As `measure_curvature`.
+
+    Example:
+
+        >>> import keras, numpy as np
+        >>> from keras_hessian_callback import hessian_frobenius_norm
+        >>> x = np.array([[1.0], [2.0], [3.0]], "float32")
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile(loss="mse")
+        >>> norm = hessian_frobenius_norm(model, (x, x), method="autodiff")
+        >>> round(float(norm), 4), norm.standard_error
+        (9.3333, 0.0)
+    """
+    report = measure_curvature(
+        model, data, method, batch_size=batch_size, loss_fn=loss_fn, seed=seed
+    )
+    return report["frobenius_norm"]
+
+
+def measure(
+    operator: HessianOperator, estimator: Estimator, *, seed: Seed, state: Any = None
+) -> tuple[CurvatureReport, Any]:
+    """One measurement of an operator: the report, and the estimator's state for the next."""
+    start = time.perf_counter()
+    estimates, state = estimator(operator, seed=seed, state=state)
+    report = CurvatureReport(
+        estimates=estimates,
+        num_parameters=operator.shape[0],
+        num_examples=operator.num_examples,
+        num_matvecs=max(estimate.num_matvecs for estimate in estimates.values()),
+        seconds=time.perf_counter() - start,
+        method=repr(estimator),
+    )
+    return report, state
+
+
+def resolve_method(method: str | Estimator) -> Estimator:
+    """The estimator that `method` names, or itself."""
+    if isinstance(method, str) and method in _METHODS:
+        return _METHODS[method]
+    if isinstance(method, str) or not callable(method) or not hasattr(method, "products"):
+        raise ValueError(
+            f"`method` must be one of {', '.join(map(repr, _METHODS))}, or an estimator such as "
+            f"Exact() or Hutchinson(num_probes=64); got {method!r}."
+        )
+    return method

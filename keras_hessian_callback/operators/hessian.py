@@ -1,0 +1,263 @@
+"""The Hessian of a model's loss on held-out data, as a linear operator."""
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch, HeldOutData, concatenate
+from keras_hessian_callback.objective import LossFn, Model, Objective
+from keras_hessian_callback.operators.autodiff import autodiff_products
+from keras_hessian_callback.operators.finite_difference import finite_difference_products
+from keras_hessian_callback.operators.linear_operator import Vectors, check_products
+from keras_hessian_callback.second_order import (
+    exact_second_derivatives,
+    operations,
+    refuse_dropped_second_derivatives,
+)
+
+_PRODUCTS = {"autodiff": autodiff_products, "finite_difference": finite_difference_products}
+
+# Operations that write state which a StatelessScope does not shield.
+_WRITES = (
+    "Assign",
+    "ResourceApply",
+    "ResourceScatter",
+    "Rng",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+)
+
+
+class HessianOperator:
+    """The n x n Hessian of a model's training loss on held-out data, known by its products.
+
+    H = sum_b s_b H_b over the micro-batches b, s_b the share of b in what the loss is averaged
+    over (its examples; its valid entries where there is a mask): the Hessian of the loss on all
+    of the data, whatever `batch_size`. It is taken at the weights that the model has when a
+    product is asked for, in inference mode (`training=False`). Everything is traced once, at
+    construction; a product with any number of vectors then runs the same graph.
+
+    Args:
+        model: A built `keras.Model`; compiled, unless `loss_fn` is given.
+        data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
+            batches, or a `keras.utils.PyDataset`. Read once into memory.
+        products: `"autodiff"`, exact up to rounding; or `"finite_difference"`, central
+            differences of the gradient: for models whose gradient TensorFlow cannot
+            differentiate.
+        batch_size: Int of at least 1: examples per micro-batch. None: all at once.
+        loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
+
+    Raises:
+        TypeError: If an argument is of a kind that is not accepted.
+        ValueError: If the model, the data or the loss cannot be measured, with the reason.
+        RuntimeError: If Keras runs on another backend than TensorFlow.
+
+    Cost: A product is 1 to 2.5 gradients in a block, half as much again alone
+    (benchmarks/README.md). Memory beside the model's: the activations of one micro-batch of
+    the gradient and of two products, and 4 blocks of (n, k).
+
+    Example:
+
+        >>> import keras, numpy as np
+        >>> from keras_hessian_callback import HessianOperator
+        >>> x = np.array([[1.0], [2.0], [3.0]], "float32")
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile(loss="mse")
+        >>> operator = HessianOperator(model, (x, x))
+        >>> operator.shape
+        (1, 1)
+        >>> round(float(operator.matvec(np.ones(1))[0]), 4)  # 2 mean(x^2) = 28/3
+        9.3333
+
+    References:
+        Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Any,
+        *,
+        products: str = "autodiff",
+        batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        check_products(products)
+        check_batch_size(batch_size)
+        self._objective = Objective(model, loss_fn)
+        self._data = HeldOutData(data)
+        self._settings = (products, batch_size)
+        self._batches = self._data.micro_batches(batch_size)
+        variables = self._objective.variables
+        n = sum(math.prod(variable.shape) for variable in variables)
+        self.shape = (n, n)
+        self.dtype = np.result_type(
+            np.float32,
+            *(
+                np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype)
+                for v in variables
+                if v.dtype in ("float32", "float64")
+            ),
+        )
+        self._function = self._trace(products)
+        self._shares = self._check_loss()
+
+    @property
+    def num_examples(self) -> int:
+        """Held-out examples that the loss is averaged over."""
+        return self._data.num_examples
+
+    def is_current(
+        self,
+        model: Model,
+        data: HeldOutData,
+        products: str,
+        batch_size: int | None,
+        loss_fn: LossFn | None,
+    ) -> bool:
+        """Whether this is the operator that the same arguments would give now."""
+        return (
+            self._settings == (products, batch_size)
+            and self._data is data
+            and self._objective.is_current(model, loss_fn)
+        )
+
+    def matvec(self, v: Vectors) -> Vectors:
+        """The product with a vector.
+
+        Args:
+            v: (n,) array or tensor.
+
+        Returns:
+            (n,) of the kind of `v`.
+        """
+        if v.ndim != 1:
+            raise ValueError(f"`matvec` takes a vector {self.shape[:1]}; got shape {v.shape}.")
+        return self.matmat(v[:, None])[:, 0]
+
+    def matmat(self, V: Vectors) -> Vectors:
+        """The products with the columns of a block, which share one recorded gradient.
+
+        Args:
+            V: (n, k) array or tensor.
+
+        Returns:
+            (n, k) of the kind of `V`. Not finite where the loss or its derivatives are not.
+        """
+        if V.ndim != 2 or V.shape[0] != self.shape[0]:
+            raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
+        rows = tf.transpose(tf.cast(V, self.dtype))
+        total = None
+        for share, batch in zip(self._shares, self._batches, strict=True):
+            part = self._run(batch, rows)[2] * tf.cast(share, self.dtype)
+            total = part if total is None else total + part
+        products = tf.transpose(total)
+        return products if tf.is_tensor(V) else products.numpy()
+
+    def _run(self, batch: Batch, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return self._function(*_leaves(batch), rows)
+
+    def _trace(self, products: str) -> Any:
+        """The one graph: (examples, rows (k, n)) to loss, masses and products (k, n)."""
+        # Micro-batches of several sizes share the trace; one batch keeps its static shape.
+        static = len(self._batches) == 1
+        example = self._batches[0]
+        signature = [
+            tf.TensorSpec([leaf.shape[0] if static else None, *leaf.shape[1:]], leaf.dtype)
+            for leaf in _leaves(example)
+        ]
+        rows = tf.TensorSpec([None, self.shape[0]], tf.as_dtype(self.dtype))
+
+        def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            batch = _with_leaves(example, arguments[:-1])
+            return _PRODUCTS[products](self._objective, batch, arguments[-1])
+
+        function = tf.function(block, autograph=False, input_signature=[*signature, rows])
+        try:
+            with exact_second_derivatives():
+                concrete = function.get_concrete_function()
+        except (LookupError, NotImplementedError) as error:
+            raise ValueError(
+                "TensorFlow cannot differentiate the gradient of this model: "
+                f"{error}. Use products='finite_difference'."
+            ) from error
+        if products == "autodiff":
+            refuse_dropped_second_derivatives(concrete.graph)
+        writes = [name for name, kind in operations(concrete.graph) if kind.startswith(_WRITES)]
+        if writes:
+            raise ValueError(
+                f"Computing the loss writes variables of its own ({', '.join(writes[:3])}), so "
+                "measuring would change the run. Keep such state in keras variables "
+                "(`add_weight`, keras.random.SeedGenerator), which the measurement shields, or "
+                "leave it alone where `training` is False."
+            )
+        return concrete
+
+    def _check_loss(self) -> list[float]:
+        """The share of each micro-batch; raises where the loss is no fixed mean over examples."""
+        none = tf.zeros([0, self.shape[0]], self.dtype)
+        parts = [self._run(batch, none) for batch in self._batches]
+        losses = np.array([float(part[0]) for part in parts])
+        source = "`loss_fn`" if self._objective.loss_fn is not None else "The loss"
+        if self._objective.loss_fn is not None and not np.isfinite(losses).all():
+            raise ValueError(
+                f"`loss_fn` returned {losses[~np.isfinite(losses)][0]} on the held-out data; it "
+                "must be finite there."
+            )
+        again = float(self._run(self._batches[0], none)[0])
+        if again != losses[0] and np.isfinite(losses[0]):
+            drawn = [name for name, kind in operations(self._function.graph) if "Random" in kind]
+            raise ValueError(
+                f"{source} changes between two calls with the same weights and examples "
+                f"({losses[0]!r}, then {again!r}), so it has no fixed Hessian. Random operations: "
+                f"{', '.join(drawn[:3]) or 'none found in the graph'}. Draw with keras.random and "
+                "a SeedGenerator, or only where `training` is True."
+            )
+        masses = np.stack([part[1].numpy() for part in parts])
+        shares = masses / masses.sum(axis=0)
+        if np.abs(shares - shares[:, :1]).max() > 1e-9:
+            raise ValueError(
+                "The outputs of the model are masked or weighted differently from micro-batch to "
+                "micro-batch, so the loss is no mean over them. Use batch_size=None."
+            )
+        if len(parts) > 1 and np.isfinite(losses).all():
+            self._check_additive(masses[:, 0], losses, none)
+        return shares[:, 0].tolist()
+
+    def _check_additive(self, masses: np.ndarray, losses: np.ndarray, none: tf.Tensor) -> None:
+        """Raises where the loss of two micro-batches together is not their weighted mean."""
+        pair = [0, len(self._batches) - 1]
+        together = float(self._run(concatenate(*(self._batches[i] for i in pair)), none)[0])
+        mean = float(np.average(losses[pair], weights=masses[pair]))
+        tolerance = 1e-3 * max(abs(together), *abs(losses[pair]))
+        if not abs(together - mean) <= tolerance:
+            raise ValueError(
+                f"The loss of two micro-batches together is {together:.6g}, their mean {mean:.6g}: "
+                "it is no mean over examples (a sum, or a loss that compares examples), so "
+                "micro-batches would give another Hessian. Use batch_size=None, or average."
+            )
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises unless `batch_size` is None or an int of at least 1."""
+    if batch_size is None:
+        return
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"`batch_size` must be an integer or None; got {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+
+
+def _leaves(batch: Batch) -> list[tf.Tensor]:
+    return [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+
+
+def _with_leaves(example: Batch, leaves: tuple[tf.Tensor, ...]) -> Batch:
+    """A batch of the structure of `example` with other arrays in it."""
+    remaining = iter(leaves)
+    flat = [None if leaf is None else next(remaining) for leaf in tf.nest.flatten(example)]
+    return tf.nest.pack_sequence_as(example, flat)

@@ -1,0 +1,101 @@
+"""What a measurement gives: frozen records with a value, an error bar and a cost."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its error bar and its cost.
+
+    Attributes:
+        value: The estimate. `float(estimate)` gives it too.
+        standard_error: Standard error of `value`, in its unit. 0.0 only where the
+            value is exact up to rounding, NaN where the error cannot be known.
+        lower: Lower end of the 95 % confidence interval.
+        upper: Upper end of the 95 % confidence interval. May be infinite.
+        num_matvecs: Hessian-vector products that the value was made from.
+
+    Example:
+
+        >>> from keras_hessian_callback import Estimate
+        >>> norm = Estimate(2.0, standard_error=0.1, lower=1.8, upper=2.2, num_matvecs=32)
+        >>> float(norm)
+        2.0
+    """
+
+    value: float
+    standard_error: float
+    lower: float
+    upper: float
+    num_matvecs: int
+
+    def __float__(self) -> float:
+        return self.value
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The fields as a dictionary for JSON: None stands for NaN and infinity."""
+        return {
+            "value": _finite(self.value),
+            "standard_error": _finite(self.standard_error),
+            "lower": _finite(self.lower),
+            "upper": _finite(self.upper),
+            "num_matvecs": self.num_matvecs,
+        }
+
+
+@dataclass(frozen=True)
+class CurvatureReport(Mapping[str, Estimate]):
+    """All that one measurement found: a read-only mapping of name to `Estimate`.
+
+    Attributes:
+        estimates: The estimates by name: `"frobenius_norm"` and `"trace"`.
+        num_parameters: Trainable parameters n; the Hessian is n x n.
+        num_examples: Held-out examples that the loss was averaged over.
+        num_matvecs: Hessian-vector products spent in all.
+        seconds: Wall time of the products and of the estimator.
+        method: The estimator with its settings.
+
+    Example:
+
+        >>> from keras_hessian_callback import CurvatureReport, Estimate
+        >>> norm = Estimate(2.0, standard_error=0.1, lower=1.8, upper=2.2, num_matvecs=32)
+        >>> report = CurvatureReport({"frobenius_norm": norm}, num_parameters=50,
+        ...     num_examples=8, num_matvecs=32, seconds=0.1, method="Hutchinson(num_probes=32)")
+        >>> report["frobenius_norm"].upper
+        2.2
+        >>> list(report)
+        ['frobenius_norm']
+    """
+
+    estimates: Mapping[str, Estimate]
+    num_parameters: int
+    num_examples: int
+    num_matvecs: int
+    seconds: float
+    method: str
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as a dictionary for JSON: None stands for NaN and infinity."""
+        return {
+            "estimates": {name: estimate.to_dict() for name, estimate in self.items()},
+            "num_parameters": self.num_parameters,
+            "num_examples": self.num_examples,
+            "num_matvecs": self.num_matvecs,
+            "seconds": self.seconds,
+            "method": self.method,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
