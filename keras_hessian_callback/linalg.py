@@ -9,6 +9,7 @@ import tensorflow as tf
 Seed = int | tuple[int, int]
 
 PROBES = ("rademacher", "normal")
+PROBES_PER_BLOCK = 8
 
 
 def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -32,34 +33,31 @@ def map_rows(function: Callable[[tf.Tensor], tf.Tensor], vectors: tf.Tensor) -> 
 
 
 def probes(
-    distribution: str, *, size: int, indices: Sequence[int], seed: Seed, dtype: np.dtype
+    distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dtype
 ) -> tf.Tensor:
-    """Random vectors v with E[v v'] = I, as a function of (seed, index) alone.
+    """Random vectors v with E[v v'] = I, as a function of (seed, block) alone.
 
     Args:
         distribution: `"rademacher"` (entries -1 and +1) or `"normal"`.
         size: Length n of a probe.
-        indices: The index of each probe.
+        block: Number of the block, from 0: it holds the probes from `block * PROBES_PER_BLOCK`.
         seed: An int, or a pair (seed, step).
         dtype: Floating dtype of the probes.
 
     Returns:
-        Tensor (n, len(indices)): a probe a column.
+        Tensor (n, PROBES_PER_BLOCK): a probe a column.
     """
     pair = seed if isinstance(seed, tuple) else (seed, 0)
-    base = tf.constant([word & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
-    rows = []
-    for index in indices:
-        key = tf.random.experimental.stateless_fold_in(base, index, alg="philox")
-        if distribution == "rademacher":
-            bits = tf.random.stateless_uniform(
-                [size], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-            )
-            one = tf.ones([], dtype)
-            rows.append(tf.where(bits < 0, -one, one))
-        else:
-            rows.append(tf.random.stateless_normal([size], key, dtype=dtype, alg="philox"))
-    return tf.stack(rows, axis=1)
+    words = tf.constant([word & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
+    key = tf.random.experimental.stateless_fold_in(words, block, alg="philox")
+    shape = [size, PROBES_PER_BLOCK]
+    if distribution == "normal":
+        return tf.random.stateless_normal(shape, key, dtype=dtype, alg="philox")
+    bits = tf.random.stateless_uniform(
+        shape, key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+    )
+    one = tf.ones([], dtype)
+    return tf.where(bits < 0, -one, one)
 
 
 def column_square_sums(block: tf.Tensor) -> np.ndarray:

@@ -7,10 +7,15 @@ import numpy as np
 
 from keras_hessian_callback.estimators.estimator import Estimates, check_count
 from keras_hessian_callback.intervals import mean_estimate, root_mean_estimate
-from keras_hessian_callback.linalg import PROBES, Seed, column_dots, column_square_sums, probes
+from keras_hessian_callback.linalg import (
+    PROBES,
+    PROBES_PER_BLOCK,
+    Seed,
+    column_dots,
+    column_square_sums,
+    probes,
+)
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
-
-_BLOCK = 8  # probes that share one recorded gradient
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,14 @@ class Hutchinson:
             `"frobenius_norm"` and `"trace"`, and None.
         """
         squares, quadratics = [], []
-        for first in range(0, self.num_probes, _BLOCK):
+        for number, first in enumerate(range(0, self.num_probes, PROBES_PER_BLOCK)):
             block = probes(
                 self.distribution,
                 size=operator.shape[0],
-                indices=range(first, min(first + _BLOCK, self.num_probes)),
+                block=number,
                 seed=seed,
                 dtype=operator.dtype,
-            )
+            )[:, : self.num_probes - first]
             products = operator.matmat(block)
             squares.append(column_square_sums(products))
             quadratics.append(column_dots(block, products))

@@ -37,7 +37,7 @@ def finite_difference_products(
     epsilon = max(_epsilon(dtype) for dtype in dtypes)
     origin = pack(weights, vectors.dtype)
     scale = 1.0 + tf.sqrt(tf.reduce_mean(tf.square(origin)))
-    distance = tf.cast(epsilon ** (1 / 3), vectors.dtype) * scale
+    distance = tf.constant(epsilon ** (1 / 3), vectors.dtype) * scale
     loss, masses = objective(weights, batch)
 
     def gradient(point: tf.Tensor) -> tf.Tensor:

@@ -153,7 +153,7 @@ class HessianOperator:
         rows = tf.transpose(tf.cast(V, self.dtype))
         total = None
         for share, batch in zip(self._shares, self._batches, strict=True):
-            part = self._run(batch, rows)[2] * tf.cast(share, self.dtype)
+            part = self._run(batch, rows)[2] * tf.constant(share, self.dtype)
             total = part if total is None else total + part
         products = tf.transpose(total)
         return products if tf.is_tensor(V) else products.numpy()

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_hessian_callback.linalg import (
+    column_dots,
+    column_square_sums,
+    map_rows,
+    pack,
+    probes,
+    unpack,
+)
+
+
+def draw(distribution="rademacher", *, block=0, seed=0, size=1000):
+    dtype = np.dtype("float32")
+    return probes(distribution, size=size, block=block, seed=seed, dtype=dtype).numpy()
+
+
+def test_unpack_inverts_pack():
+    tensors = [tf.reshape(tf.range(6.0), (2, 3)), tf.constant(7.0), tf.constant([8.0], tf.float64)]
+    vector = pack(tensors, tf.float64)
+    assert vector.numpy().tolist() == [0, 1, 2, 3, 4, 5, 7, 8]
+    for tensor, back in zip(tensors, unpack(vector, tensors), strict=True):
+        assert back.dtype == tensor.dtype
+        np.testing.assert_array_equal(back, tensor)
+
+
+def test_map_rows_takes_blocks_of_any_width():
+    double = tf.function(lambda rows: map_rows(lambda row: 2.0 * row, rows))
+    for width in (0, 1, 5):
+        rows = tf.random.stateless_normal((width, 3), (1, 2))
+        np.testing.assert_array_equal(double(rows), 2.0 * rows)
+
+
+def test_rademacher_probes_are_signs():
+    assert set(np.unique(draw())) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
+def test_probes_have_identity_covariance(distribution):
+    """Each of the 55 entries is off by at most 5 standard deviations: false-fail rate 3e-5."""
+    rows = np.concatenate([draw(distribution, size=10, block=b) for b in range(500)], axis=1)
+    covariance = rows @ rows.T / 4000
+    deviation = np.sqrt((1 + (distribution == "normal") * np.eye(10)) / 4000)
+    assert (np.abs(covariance - np.eye(10)) <= 5 * deviation + 1e-6).all()
+    assert (np.abs(rows.mean(axis=1)) <= 5 / np.sqrt(4000)).all()
+
+
+def test_seeds_steps_and_blocks_give_different_probes():
+    drawn = [
+        column.tobytes()
+        for block in range(3)
+        for seed in ((0, 0), (0, 1), (1, 0), (-1, 0), (2**40, 0))
+        for column in draw(block=block, seed=seed).T
+    ]
+    assert len(set(drawn)) == len(drawn) == 3 * 5 * 8
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
+def test_probes_are_a_function_of_their_arguments(distribution):
+    first, again = (draw(distribution, block=3, seed=(1, 2)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_an_int_seed_is_step_0():
+    np.testing.assert_array_equal(draw(seed=5), draw(seed=(5, 0)))
+
+
+def test_probes_leave_the_global_generators_alone():
+    tf.random.set_seed(0)
+    before = np.random.get_state()[1].copy()
+    expected = tf.random.normal([3]).numpy()
+    tf.random.set_seed(0)
+    draw()
+    np.testing.assert_array_equal(tf.random.normal([3]), expected)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_reductions_are_in_double_precision():
+    block = tf.constant([[3e-4, 1.0], [1e4, 2.0]], tf.float32)
+    exact = np.sum(block.numpy().astype("float64") ** 2, axis=0)
+    assert column_square_sums(block).tolist() == exact.tolist()
+    assert column_dots(block, 2.0 * block).tolist() == (2.0 * exact).tolist()
