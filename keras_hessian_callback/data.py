@@ -29,7 +29,7 @@ class HeldOutData:
 
     Args:
         data: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` or a
-            `keras.utils.PyDataset` of such batches, or another `HeldOutData`.
+            `keras.utils.PyDataset` of such batches.
 
     Raises:
         TypeError: If `data` is of another kind.
@@ -37,7 +37,7 @@ class HeldOutData:
     """
 
     def __init__(self, data: Any) -> None:
-        self._batch: Batch = data._batch if isinstance(data, HeldOutData) else _read(data)
+        self._batch = _read(data)
         leaves = _arrays(self._batch)
         if not leaves:
             raise ValueError(f"`data` holds no arrays. {_ACCEPTED}.")

@@ -32,9 +32,7 @@ def map_rows(function: Callable[[tf.Tensor], tf.Tensor], vectors: tf.Tensor) -> 
     return tf.map_fn(function, vectors, parallel_iterations=2, fn_output_signature=signature)
 
 
-def probes(
-    distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dtype
-) -> tf.Tensor:
+def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dtype) -> tf.Tensor:
     """Random vectors v with E[v v'] = I, as a function of (seed, block) alone.
 
     Args:

@@ -140,7 +140,7 @@ def resolve_method(method: str | Estimator) -> Estimator:
     """The estimator that `method` names, or itself."""
     if isinstance(method, str) and method in _METHODS:
         return _METHODS[method]
-    if isinstance(method, str) or not callable(method) or not hasattr(method, "products"):
+    if isinstance(method, str | type) or not hasattr(method, "products"):
         raise ValueError(
             f"`method` must be one of {', '.join(map(repr, _METHODS))}, or an estimator such as "
             f"Exact() or Hutchinson(num_probes=64); got {method!r}."

@@ -131,8 +131,8 @@ def _check_model(model: Any) -> None:
         raise TypeError(f"`model` must be a keras.Model of Keras 3; got a {kind}{hint}.")
     if not model.built:
         raise ValueError(
-            f"The model {model.name!r} is not built, so it has no weights yet. Give it an "
-            "`Input`, call it on a batch, or measure it in `fit`, which builds it."
+            f"The model {model.name!r} is not built, so it has no weights yet. Begin it with "
+            "keras.Input(shape), or call it on a batch of the data, before `fit` or a measurement."
         )
 
 

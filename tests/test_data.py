@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pandas
 import pytest
 import tensorflow as tf
 
@@ -53,7 +54,6 @@ def test_nested_data_and_sample_weights_keep_their_structure():
 
 
 def test_a_pandas_series_is_a_column_as_in_fit():
-    pandas = pytest.importorskip("pandas")
     data = HeldOutData((pandas.DataFrame(X), pandas.Series(Y)))
     assert data.micro_batches(None)[0].y.shape == (7, 1)
 
@@ -68,7 +68,7 @@ def test_data_is_read_once():
 
     data = HeldOutData(Counting())
     data.micro_batches(2)
-    HeldOutData(data).micro_batches(None)
+    data.micro_batches(None)
     assert reads == [0, 1, 2]
 
 

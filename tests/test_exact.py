@@ -40,9 +40,10 @@ def test_blocks_are_bounded(monkeypatch):
 
 
 def test_the_error_of_finite_differences_is_unknown_not_zero():
-    operator = HessianOperator(*tanh_classifier(), products="finite_difference")
+    problem = tanh_classifier()
+    operator = HessianOperator(*problem, products="finite_difference")
     estimates, _ = Exact(products="finite_difference")(operator)
-    truth, _ = Exact()(HessianOperator(*tanh_classifier()))
+    truth, _ = Exact()(HessianOperator(*problem))
     for name, estimate in estimates.items():
         assert estimate.value == pytest.approx(truth[name].value, rel=2e-3)
         assert math.isnan(estimate.standard_error)

@@ -52,9 +52,7 @@ def test_finite_differences_agree_in_double_precision(make):
     model, data = double_precision(make)
     expected = matrix(HessianOperator(model, data))
     for batch_size in (None, 3):
-        operator = HessianOperator(
-            model, data, products="finite_difference", batch_size=batch_size
-        )
+        operator = HessianOperator(model, data, products="finite_difference", batch_size=batch_size)
         assert relative_error(matrix(operator), expected) < 1e-6
 
 
@@ -157,7 +155,7 @@ def test_vectors_of_another_length_are_refused(shape):
     operator = HessianOperator(*least_squares())
     with pytest.raises(ValueError, match=r"`matmat` takes a block \(8, k\); got shape"):
         operator.matmat(np.ones(shape))
-    with pytest.raises(ValueError, match="`mat(vec|mat)` takes"):
+    with pytest.raises(ValueError, match=r"`mat(vec|mat)` takes"):
         operator.matvec(np.ones(shape))
 
 
@@ -191,7 +189,7 @@ def test_masks_that_differ_between_outputs_need_the_whole_batch():
     tokens = masked_tokens()[1][0]
     data = (tokens, (np.ones((10, 5, 2)), np.ones((10, 1))))
     HessianOperator(model, data)
-    with pytest.raises(ValueError, match="masked or weighted differently.*batch_size=None"):
+    with pytest.raises(ValueError, match=r"masked or weighted differently.*batch_size=None"):
         HessianOperator(model, data, batch_size=3)
 
 
@@ -199,7 +197,7 @@ def test_masks_that_differ_between_outputs_need_the_whole_batch():
 def test_a_loss_that_is_no_mean_needs_the_whole_batch(batch_size):
     model, data = least_squares()
     model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
-    with pytest.raises(ValueError, match="no mean over examples.*batch_size=None"):
+    with pytest.raises(ValueError, match=r"no mean over examples.*batch_size=None"):
         HessianOperator(model, data, batch_size=batch_size)
     keras.config.set_floatx("float64")
     model, data = double_precision(least_squares)

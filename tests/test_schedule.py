@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from keras_hessian_callback import every
@@ -20,7 +22,7 @@ def test_steps_are_due_once_where_they_are_passed(stride):
     """As under `steps_per_execution`: each call passes `stride` steps."""
     schedule = every(steps=10)
     counts = range(0, 200, stride)
-    due = [b for a, b in zip(counts, counts[1:], strict=False) if schedule.due_after_steps(a, b)]
+    due = [b for a, b in itertools.pairwise(counts) if schedule.due_after_steps(a, b)]
     expected = sorted({next(b for b in counts if b >= step) for step in range(10, counts[-1], 10)})
     assert due == expected or due == [*expected, counts[-1]]
     assert not any(schedule.due_after_epoch(epoch) for epoch in range(5))

@@ -89,7 +89,7 @@ class HessianOperator:
         check_products(products)
         check_batch_size(batch_size)
         self._objective = Objective(model, loss_fn)
-        self._data = HeldOutData(data)
+        self._data = data if isinstance(data, HeldOutData) else HeldOutData(data)
         self._settings = (products, batch_size)
         self._batches = self._data.micro_batches(batch_size)
         variables = self._objective.variables

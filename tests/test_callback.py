@@ -1,0 +1,403 @@
+import contextlib
+import copy
+import csv
+import math
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.context import RequestContext
+
+from keras_hessian_callback import (
+    Exact,
+    HessianNormCallback,
+    Hutchinson,
+    every,
+    measure_curvature,
+)
+from tests.oracles import dense_hessian, double_precision
+from tests.problems import tanh_classifier
+from tests.test_objective import Subclassed, own_train_step
+from tests.test_summaries import events
+
+KEY = "hessian_frobenius_norm"
+
+
+def fit(callback, *, model=None, epochs=3, others=(), **arguments):
+    """Trains the classifier on 20 examples in 5 steps an epoch."""
+    problem, (x, y) = tanh_classifier()
+    model = model or problem
+    model.fit(
+        np.tile(x, (2, 1)),
+        np.tile(y, 2),
+        epochs=epochs,
+        batch_size=4,
+        verbose=0,
+        callbacks=[callback, *others],
+        **arguments,
+    )
+    return model
+
+
+def data():
+    return tanh_classifier()[1]
+
+
+def test_each_epoch_is_logged_with_the_weights_of_that_moment(tmp_path):
+    truths = []
+
+    class Truth(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            weights = keras.Sequential.get_weights(self.model)
+            reference, _examples = tanh_classifier()
+            reference.set_weights(weights)
+            truths.append(reference)
+
+    callback = HessianNormCallback(data(), "autodiff", log_dir=tmp_path)
+    model = fit(callback, others=[Truth()])
+    expected = [
+        np.linalg.norm(dense_hessian(*double_precision(tanh_classifier, like=reference)))
+        for reference in truths
+    ]
+    assert callback.history["epoch"] == callback.history["step"] == [0, 1, 2]
+    assert callback.history["frobenius_norm"] == pytest.approx(expected, rel=1e-5)
+    assert model.history.history[KEY] == callback.history["frobenius_norm"]
+    assert all(type(value) is float for value in model.history.history[KEY])
+    assert callback.report["frobenius_norm"].value == pytest.approx(expected[-1], rel=1e-5)
+    written = events(tmp_path / "hessian")["hessian/frobenius_norm"]
+    assert written == [(step, pytest.approx(value)) for step, value in enumerate(expected)]
+
+
+def test_history_holds_everything_that_is_drawn():
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=9))
+    fit(callback)
+    assert {name: len(values) for name, values in callback.history.items()} == dict.fromkeys(
+        [
+            "epoch",
+            "step",
+            "frobenius_norm",
+            "frobenius_norm/lower",
+            "frobenius_norm/upper",
+            "trace",
+            "trace/lower",
+            "trace/upper",
+            "num_matvecs",
+            "seconds",
+        ],
+        3,
+    )
+    assert callback.history["num_matvecs"] == [9, 9, 9]
+    for lower, value, upper in zip(
+        *(callback.history[f"frobenius_norm{end}"] for end in ("/lower", "", "/upper")),
+        strict=True,
+    ):
+        assert lower < value < upper
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments", "steps", "epochs"),
+    [
+        ("epoch", {}, [0, 1, 2, 3], [0, 1, 2, 3]),
+        (every(epochs=2), {}, [0, 2], [0, 2]),
+        (every(epochs=3), {"initial_epoch": 1}, [1, 3], [1, 3]),
+        (every(steps=4), {}, [4, 8, 12, 16, 20], [0, 1, 2, 3, 3]),
+        (every(steps=8), {}, [5, 8, 16], [0, 1, 3]),
+        (every(steps=100), {}, [5], [0]),
+    ],
+)
+def test_schedules(schedule, arguments, steps, epochs, tmp_path):
+    callback = HessianNormCallback(
+        data(), Hutchinson(num_probes=2), schedule=schedule, log_dir=tmp_path
+    )
+    model = fit(callback, epochs=4, **arguments)
+    assert callback.history["step"] == steps
+    assert callback.history["epoch"] == epochs
+    assert len(model.history.history[KEY]) == len(set(epochs))
+    read = events(tmp_path / "hessian")
+    assert {tuple(step for step, _ in values) for values in read.values()} == {tuple(steps)}
+
+
+def test_steps_are_counted_right_under_steps_per_execution():
+    """An epoch of 5 steps is a call of 4 and one of 1; multiples of 6 are passed at 9, 14, 19."""
+    model, _ = tanh_classifier()
+    model.compile("adam", model.loss, steps_per_execution=4)
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), schedule=every(steps=6))
+    fit(callback, model=model, epochs=4)
+    assert callback.history["step"] == [5, 9, 14, 19]  # 5: the end of the first epoch
+    model.compile("adam", model.loss, steps_per_execution=5)
+    fit(callback, model=model, epochs=4)
+    assert callback.history["step"] == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", "batch", 3])
+@pytest.mark.parametrize("first", [True, False])
+def test_beside_the_tensorboard_callback(update_freq, first, tmp_path):
+    callback = HessianNormCallback(
+        data(), Hutchinson(num_probes=2), log_dir=tmp_path, schedule=every(steps=2)
+    )
+    board = keras.callbacks.TensorBoard(tmp_path, update_freq=update_freq, write_graph=False)
+    order = [callback, board] if first else [board, callback]
+    fit(order[0], others=order[1:])
+    assert [step for step, _ in events(tmp_path / "hessian")["hessian/trace"]] == list(
+        range(2, 16, 2)
+    )
+    if first and update_freq == "epoch":
+        assert len(events(tmp_path / "train")[f"epoch_{KEY}"]) == 3
+
+
+def test_the_back_end_of_tensorboard_serves_the_curve(tmp_path):
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), log_dir=tmp_path)
+    fit(callback, others=[keras.callbacks.TensorBoard(tmp_path)])
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    context = RequestContext()
+    listed = provider.list_scalars(context, experiment_id="", plugin_name="scalars")
+    tags = sorted(
+        f"hessian/{n}{e}" for n in ("frobenius_norm", "trace") for e in ("", "/lower", "/upper")
+    )
+    assert sorted(listed["hessian"]) == tags
+    series = provider.read_scalars(
+        context, experiment_id="", plugin_name="scalars", downsample=100
+    )["hessian"]["hessian/frobenius_norm"]
+    assert [point.step for point in series] == [0, 1, 2]
+    assert [point.value for point in series] == pytest.approx(callback.history["frobenius_norm"])
+
+
+def test_nothing_is_written_without_a_log_dir_or_a_measurement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit(HessianNormCallback(data(), Hutchinson(num_probes=1)))
+    assert list(tmp_path.iterdir()) == []
+    fit(HessianNormCallback(data(), log_dir="logs"), epochs=0)
+    assert list(tmp_path.glob("logs/hessian/*")) == []
+
+
+def test_other_callbacks_see_the_value(tmp_path):
+    callback = HessianNormCallback(data(), "autodiff")
+    stop = keras.callbacks.EarlyStopping(KEY, mode="min", min_delta=1e9, patience=0)
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    model = fit(callback, epochs=9, others=[stop, logger])
+    assert len(model.history.epoch) < 9
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row[KEY]) for row in rows] == callback.history["frobenius_norm"]
+
+
+def test_one_instance_serves_several_fits(tmp_path):
+    callback = HessianNormCallback(data(), "autodiff", log_dir=tmp_path)
+    model = fit(callback, epochs=2)
+    operator = callback._operator
+    fit(callback, model=model, epochs=4, initial_epoch=2)
+    assert callback._operator is operator  # nothing was traced again
+    assert callback.history["epoch"] == [2, 3]
+    assert [step for step, _ in events(tmp_path / "hessian")["hessian/trace"]] == [0, 1, 2, 3]
+
+
+def test_a_compiled_or_frozen_model_is_taken_up_anew():
+    callback = HessianNormCallback(data(), "autodiff")
+    model = fit(callback, epochs=1)
+    before = callback.report
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(), loss_weights=[3.0])
+    fit(callback, model=model, epochs=1)
+    assert callback.report["trace"].value != pytest.approx(before["trace"].value, rel=0.1)
+    model.layers[0].trainable = False
+    model.compile("adam", model.loss)
+    fit(callback, model=model, epochs=1)
+    assert callback.report.num_parameters == 21
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])  # noqa: S301
+def test_copies_measure_what_the_original_does(copied, tmp_path):
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=3), log_dir=tmp_path, seed=5)
+    keras.utils.set_random_seed(1)
+    fit(copied(callback))
+    clone = copied(callback)
+    keras.utils.set_random_seed(1)
+    fit(callback)
+    keras.utils.set_random_seed(1)
+    fit(clone)
+    assert clone.history["trace"] == callback.history["trace"]
+    again = copied(callback)  # after a fit, too
+    assert again.history == callback.history
+    keras.utils.set_random_seed(1)
+    fit(again)
+    assert again.history["trace"] == callback.history["trace"]
+
+
+def test_evaluate_and_predict_are_left_alone(tmp_path):
+    callback = HessianNormCallback(data(), log_dir=tmp_path)
+    model, (x, y) = tanh_classifier()
+    logs = model.evaluate(x, y, callbacks=[callback], verbose=0, return_dict=True)
+    model.predict(x, callbacks=[callback], verbose=0)
+    assert set(logs) == {"loss"}
+    assert callback.history == {"epoch": [], "step": []}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("schedule", ["epoch", every(steps=3)])
+def test_a_resumed_run_logs_what_an_uninterrupted_one_does(schedule, tmp_path):
+    def run(directory, epochs):
+        callback = HessianNormCallback(
+            data(), Hutchinson(num_probes=4), schedule=schedule, log_dir=directory
+        )
+        backup = keras.callbacks.BackupAndRestore(directory / "backup", delete_checkpoint=False)
+        keras.utils.set_random_seed(2)
+        model, _ = tanh_classifier()
+        model.build((None, 4))
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(callback, model=model, epochs=epochs, others=[backup], shuffle=False)
+
+    run(tmp_path / "whole", 6)
+    run(tmp_path / "parts", 3)
+    run(tmp_path / "parts", 6)
+    whole, parts = (events(tmp_path / name / "hessian") for name in ("whole", "parts"))
+    assert whole == parts
+    assert len(whole["hessian/trace"]) == (6 if schedule == "epoch" else 10)
+
+
+def test_the_value_of_an_epoch_can_be_measured_again_by_hand():
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=4), seed=9)
+    model = fit(callback, epochs=3)
+    report = measure_curvature(model, data(), Hutchinson(num_probes=4), seed=(9, 2))
+    assert dict(report) == dict(callback.report)
+
+
+# --- bad input: an error before the first step ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"on_error": "ignore"}, ValueError, "`on_error` must be 'warn' or 'raise'; got 'ignore'"),
+        ({"method": "exact"}, ValueError, "'stochastic', 'autodiff', 'finite_difference'"),
+        ({"schedule": "batch"}, ValueError, "`schedule` must be 'epoch', every"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
+        ({"batch_size": 2.0}, TypeError, "`batch_size` must be an integer"),
+        ({"seed": None}, TypeError, "`seed` must be an integer"),
+        ({"log_dir": 3}, TypeError, "`log_dir` must be a path or None"),
+        ({"data": None}, ValueError, "`data` is None"),
+        ({"data": (np.ones((3, 4)), np.ones(2))}, ValueError, "as many targets"),
+    ],
+)
+def test_bad_settings_are_refused_at_construction(arguments, error, message):
+    with pytest.raises(error, match=message):
+        HessianNormCallback(**{"data": data(), **arguments})
+
+
+def test_another_backend_is_refused_at_construction(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "torch")
+    with pytest.raises(RuntimeError, match="'torch'"):
+        HessianNormCallback(data())
+
+
+class NoStep(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        raise AssertionError("a training step began")
+
+
+def test_bad_models_are_refused_before_the_first_step(tmp_path):
+    x, y = data()
+    model, _ = tanh_classifier()
+    (tmp_path / "file").write_text("in the way")
+    for callback, message in [
+        (HessianNormCallback((x[:, :2], y)), "could not be called on the inputs of `data`"),
+        (HessianNormCallback((x, y), Exact(max_parameters=50)), "51 products"),
+        (HessianNormCallback((x, y), log_dir=tmp_path / "file"), "`log_dir` cannot be written"),
+        (HessianNormCallback((x, y), loss_fn=lambda m, x, y, w: m(x)), "must be one real number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, verbose=0, callbacks=[callback, NoStep()])
+
+
+def test_a_model_that_is_not_built_is_refused_before_the_first_step():
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    with pytest.raises(ValueError, match=r"is not built.*keras\.Input\(shape\)"):
+        model.fit(x, y, verbose=0, callbacks=[HessianNormCallback((x, y)), NoStep()])
+
+
+def test_a_train_step_of_its_own_warns_before_the_first_step():
+    model = own_train_step()
+    callback = HessianNormCallback((np.ones((4, 2)), np.ones((4, 1))))
+    with pytest.warns(UserWarning, match=r"compiled loss \('mse'\).*OwnTrainStep.train_step"):
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[callback])
+
+
+# --- while training: the run goes on -------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_logs_nan_with_one_warning(tmp_path, recwarn):
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
+
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=4), log_dir=tmp_path)
+    fit(callback, epochs=4, others=[Diverge()])
+    own = [str(w.message) for w in recwarn if "Hessian norm is not finite" in str(w.message)]
+    assert len(own) == 1
+    assert "epoch 1, step 1" in own[0]
+    assert [math.isnan(v) for v in callback.history["frobenius_norm"]] == [False, True, True, True]
+    written = events(tmp_path / "hessian")["hessian/frobenius_norm"]
+    assert [step for step, _ in written] == [0, 1, 2, 3]
+    assert [math.isnan(value) for _, value in written] == [False, True, True, True]
+
+
+class FailsAt:
+    """An estimator that fails at a step, as memory running out would."""
+
+    products = "autodiff"
+
+    def __init__(self, step):
+        self.step = step
+
+    def check(self, operator):
+        pass
+
+    def __call__(self, operator, *, seed, state=None):
+        if seed[1] == self.step:
+            raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+        return Hutchinson(num_probes=2)(operator, seed=seed)
+
+
+def test_a_failing_measurement_warns_once_and_is_off(tmp_path, recwarn):
+    callback = HessianNormCallback(data(), FailsAt(2), log_dir=tmp_path)
+    model = fit(callback, epochs=5)
+    own = [str(w.message) for w in recwarn if "Measuring the Hessian failed" in str(w.message)]
+    assert len(own) == 1
+    assert "epoch 2, step 2" in own[0]
+    assert "ResourceExhaustedError: no memory left" in own[0]
+    assert "`batch_size`" in own[0]
+    assert len(model.history.epoch) == 5
+    assert callback.history["epoch"] == [0, 1]
+    assert len(model.history.history[KEY]) == 2
+    assert len(events(tmp_path / "hessian")["hessian/trace"]) == 2
+
+
+def test_a_failing_measurement_raises_where_that_is_asked_for(tmp_path):
+    callback = HessianNormCallback(data(), FailsAt(1), log_dir=tmp_path, on_error="raise")
+    with pytest.raises(tf.errors.ResourceExhaustedError, match="no memory left"):
+        fit(callback)
+    assert len(events(tmp_path / "hessian")["hessian/trace"]) == 1
+
+
+def test_the_next_fit_tries_again():
+    callback = HessianNormCallback(data(), FailsAt(1))
+    with pytest.warns(UserWarning, match="Measuring the Hessian failed"):
+        model = fit(callback)
+    fit(callback, model=model, epochs=5, initial_epoch=3)
+    assert callback.history["epoch"] == [3, 4]
+
+
+def test_steps_need_an_optimizer():
+    model, (x, y) = tanh_classifier()
+    model.compile(optimizer=None, loss=model.loss)
+    callback = HessianNormCallback((x, y), schedule=every(steps=2))
+    callback.set_model(model)
+    with pytest.raises(ValueError, match=r"no optimizer\. Use every\(epochs=...\)"):
+        callback.on_train_begin()

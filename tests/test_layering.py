@@ -1,0 +1,108 @@
+"""Imports between the rooms point down only, and the host frameworks stay at the border."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_hessian_callback
+
+ROOT = Path(keras_hessian_callback.__file__).parent
+PACKAGE = "keras_hessian_callback"
+
+ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_operator", "results"}
+ALLOWED = {
+    "callback": {
+        "data",
+        "estimators.estimator",
+        "measurement",
+        "objective",
+        "operators.hessian",
+        "results",
+        "schedule",
+        "summaries",
+    },
+    "measurement": {
+        "estimators.estimator",
+        "estimators.exact",
+        "estimators.hutchinson",
+        "linalg",
+        "objective",
+        "operators.hessian",
+        "results",
+    },
+    "summaries": {"results"},
+    "intervals": {"results"},
+    "objective": {"data"},
+    "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
+    "estimators.exact": ESTIMATOR,
+    "estimators.hutchinson": ESTIMATOR,
+    "operators.hessian": {
+        "data",
+        "objective",
+        "operators.autodiff",
+        "operators.finite_difference",
+        "operators.linear_operator",
+        "second_order",
+    },
+    "operators.autodiff": {"data", "linalg", "objective"},
+    "operators.finite_difference": {"data", "linalg", "objective"},
+}
+KERAS_ROOMS = {"callback", "objective", "data", "second_order"}
+THIRD_PARTY = {"tensorflow", "keras", "numpy", "tensorboard"}
+
+ROOMS = {
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", "."): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_lies_below(room):
+    own = {name.removeprefix(f"{PACKAGE}.") for name in imports(ROOMS[room]) if PACKAGE in name}
+    assert own <= ALLOWED.get(room, set())
+
+
+def test_there_is_no_cycle_in_what_is_allowed():
+    done: set[str] = set()
+    remaining = dict.fromkeys(ROOMS)
+    while remaining:
+        free = [room for room in remaining if ALLOWED.get(room, set()) - {room} <= done]
+        assert free, f"cycle among {sorted(remaining)}"
+        done.update(free)
+        for room in free:
+            del remaining[room]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_keras_stays_at_the_border(room):
+    tops = {name.split(".")[0] for name in imports(ROOMS[room])}
+    assert "keras" not in tops or room in KERAS_ROOMS
+    outside = {t for t in tops if t not in sys.stdlib_module_names and t != PACKAGE}
+    assert outside <= THIRD_PARTY
+    assert all(importlib.util.find_spec(name) for name in outside)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_small_and_named_for_its_job(room):
+    assert len(ROOMS[room].read_text().splitlines()) <= 320
+    assert not set(room.split(".")) & {"utils", "helpers", "base", "common", "misc"}
+
+
+def test_the_package_itself_only_names_what_is_public():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in tree.body)

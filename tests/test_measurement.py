@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_hessian_callback import (
+    Exact,
+    Hutchinson,
+    hessian_frobenius_norm,
+    measure_curvature,
+)
+from tests.oracles import dense_hessian, double_precision
+from tests.problems import PROBLEMS, least_squares, tanh_classifier
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("method", "single", "double"), [("autodiff", 1e-5, 1e-8), ("finite_difference", 2e-3, 1e-6)]
+)
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_deterministic_methods_agree_with_finite_differences_in_double(
+    make, method, single, double, dtype
+):
+    if dtype == "float32":
+        model, data = make()
+        report = measure_curvature(model, data, method)
+        truth = dense_hessian(*double_precision(make, like=model))
+    else:
+        model, data = double_precision(make)
+        report = measure_curvature(model, data, method)
+        truth = dense_hessian(model, data)
+    rel = single if dtype == "float32" else double
+    assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(truth), rel=rel)
+    scale = np.abs(np.linalg.eigvalsh(truth)).sum()
+    assert report["trace"].value == pytest.approx(np.trace(truth), abs=rel * scale)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_the_three_methods_agree(batch_size):
+    """Normal probes as well as signs; each value within 4 standard errors: 6e-5 false fails."""
+    model, data = double_precision(tanh_classifier)
+    exact = measure_curvature(model, data, "autodiff", batch_size=batch_size)
+    differences = measure_curvature(model, data, "finite_difference", batch_size=batch_size)
+    assert float(differences["trace"]) == pytest.approx(float(exact["trace"]), rel=1e-6)
+    for method in (
+        Hutchinson(num_probes=200),
+        Hutchinson(num_probes=200, distribution="normal"),
+        Hutchinson(num_probes=200, products="finite_difference"),
+    ):
+        report = measure_curvature(model, data, method, batch_size=batch_size)
+        for name, estimate in report.items():
+            distance = abs(estimate.value - exact[name].value)
+            assert distance < 4 * estimate.standard_error
+            assert estimate.standard_error < 0.1 * abs(exact[name].value)
+
+
+def test_least_squares_has_its_closed_form():
+    model, (x, y) = least_squares()
+    block = x.T @ x / len(x)
+    expected = np.sqrt(2.0) * np.linalg.norm(block)
+    norm = hessian_frobenius_norm(model, (x, y), "autodiff")
+    assert norm.value == pytest.approx(expected, rel=1e-5)
+    assert norm.standard_error == 0.0
+
+
+def test_batches_give_the_norm_of_the_whole_not_the_mean_of_theirs():
+    model, (x, y) = double_precision(tanh_classifier)
+    x, y = np.tile(x, (7, 1)), np.tile(y, 7)
+    x = x + np.random.default_rng(1).normal(size=x.shape)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(32)
+    whole = hessian_frobenius_norm(model, (x, y), "autodiff").value
+    mean = np.mean([hessian_frobenius_norm(model, batch, "autodiff").value for batch in batches])
+    measured = hessian_frobenius_norm(model, batches, "autodiff", batch_size=32).value
+    assert measured == pytest.approx(whole, rel=1e-12)
+    assert abs(mean - whole) > 1e-2 * whole
+
+
+def test_the_report_tells_what_was_measured():
+    model, data = tanh_classifier()
+    report = measure_curvature(model, data, Hutchinson(num_probes=5))
+    assert list(report) == ["frobenius_norm", "trace"]
+    assert report.num_parameters == model.count_params()
+    assert report.num_examples == 10
+    assert report.num_matvecs == 5
+    assert report.seconds > 0
+    assert report.method == (
+        "Hutchinson(num_probes=5, distribution='rademacher', products='autodiff')"
+    )
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_stochastic_is_the_default_and_its_seed_decides():
+    model, data = tanh_classifier()
+    default = measure_curvature(model, data)
+    assert default.method == repr(Hutchinson())
+    same = measure_curvature(model, data, "stochastic", seed=(0, 0))
+    other = measure_curvature(model, data, seed=1)
+    assert dict(default) == dict(same)
+    assert default["trace"] != other["trace"]
+
+
+@pytest.mark.parametrize("method", ["hutchinson", None, 3, Hutchinson])
+def test_unknown_methods_are_refused_with_those_accepted(method):
+    with pytest.raises(ValueError, match="'stochastic', 'autodiff', 'finite_difference', or an"):
+        measure_curvature(*tanh_classifier(), method)
+
+
+@pytest.mark.parametrize("batch_size", [0, -2])
+def test_a_batch_size_below_one_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` must be at least 1; got {batch_size}"):
+        measure_curvature(*tanh_classifier(), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1.5, "8", True])
+def test_a_batch_size_is_an_integer(batch_size):
+    with pytest.raises(TypeError, match="`batch_size` must be an integer or None"):
+        measure_curvature(*tanh_classifier(), batch_size=batch_size)
+
+
+def test_large_models_refuse_the_exact_method():
+    with pytest.raises(ValueError, match=r"51 products.*Exact\(max_parameters=51\)"):
+        measure_curvature(*tanh_classifier(), Exact(max_parameters=50))

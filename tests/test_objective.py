@@ -1,0 +1,230 @@
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_hessian_callback import HessianOperator
+from keras_hessian_callback.data import HeldOutData
+from keras_hessian_callback.objective import Objective
+from tests.problems import PROBLEMS, least_squares, tanh_classifier
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_the_loss_is_that_of_evaluate(make):
+    """As Keras itself computes it at training=False, on the whole set."""
+    model, data = make()
+    batch = HeldOutData(data).micro_batches(None)[0]
+    objective = Objective(model)
+    loss, _ = objective(objective.weights(), batch)
+    if make.__name__ != "overridden_compute_loss":  # evaluate shows its own tracker there
+        expected = model.evaluate(*data[:2], sample_weight=(*data, None)[2], verbose=0)
+        expected = expected[0] if isinstance(expected, list) else expected
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(objective(objective.weights(), batch)[0]) == float(loss)
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_no_variable_of_the_model_changes(make):
+    model, data = make()
+    batch = HeldOutData(data).micro_batches(None)[0]
+    objective = Objective(model)
+    objective(objective.weights(), batch)  # may build the loss and its metrics
+    before = [variable.numpy() for variable in all_variables(model)]
+    tf.function(lambda: objective.gradient(objective.weights(), batch)[2])()
+    objective([1.1 * weight for weight in objective.weights()], batch)
+    after = [variable.numpy() for variable in all_variables(model)]
+    for a, b in zip(after, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert model.losses == [] or make.__name__ == "regularized"
+
+
+def all_variables(model):
+    return [*model.variables, *model.metrics_variables]
+
+
+def test_weights_are_mapped_not_read():
+    model, data = least_squares()
+    batch = HeldOutData(data).micro_batches(None)[0]
+    objective = Objective(model)
+    zero, _ = objective([tf.zeros_like(w) for w in objective.weights()], batch)
+    assert float(zero) == pytest.approx(np.mean(data[1] ** 2), rel=1e-6)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class OwnTrainStep(keras.Model):
+    def train_step(self, data):
+        return {"loss": keras.ops.zeros(())}
+
+
+def own_train_step() -> OwnTrainStep:
+    inputs = keras.Input((2,))
+    model = OwnTrainStep(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_a_subclassed_model_is_measured_once_it_is_built():
+    model = Subclassed()
+    model.compile("sgd", "mse")
+    data = (np.ones((3, 2)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match="is not built, so it has no weights yet"):
+        HessianOperator(model, data)
+    model(data[0])
+    assert HessianOperator(model, data).shape == (3, 3)
+
+
+def test_a_train_step_of_its_own_warns_with_both_losses():
+    with pytest.warns(UserWarning, match=r"compiled loss \('mse'\).*OwnTrainStep\.train_step"):
+        Objective(own_train_step())
+
+
+def test_loss_fn_says_which_loss_and_silences_the_warning(recwarn):
+    Objective(own_train_step(), loss_fn=lambda model, x, y, w: tf.reduce_mean(model(x)))
+    assert not recwarn.list
+
+
+def uncompiled():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+
+def without_trainable_weights():
+    model = uncompiled()
+    model.trainable = False
+    model.compile("sgd", "mse")
+    return model
+
+
+def with_complex_weights():
+    class Complex(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(2,), dtype="complex64", initializer="ones")
+
+        def call(self, inputs):
+            return inputs * keras.ops.real(self.w)
+
+    model = keras.Sequential([keras.Input((2,)), Complex()])
+    model.compile("sgd", "mse")
+    return model
+
+
+def legacy():
+    module = types.ModuleType("tf_keras.src.engine.training")
+    legacy_class = type("Functional", (), {"__module__": module.__name__})
+    return legacy_class()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (uncompiled, ValueError, r"not compiled.*model\.compile\(loss=...\).*loss_fn="),
+        (without_trainable_weights, ValueError, "no trainable weights"),
+        (with_complex_weights, ValueError, "complex64.*real floating-point"),
+        (legacy, TypeError, "tf_keras.src.engine.training.Functional.*import keras"),
+        (lambda: "model", TypeError, "must be a keras.Model of Keras 3; got a builtins.str"),
+    ],
+)
+def test_models_that_cannot_be_measured_are_refused_with_the_reason(make, error, message):
+    with pytest.raises(error, match=message):
+        Objective(make())
+
+
+def test_loss_fn_must_be_a_function():
+    with pytest.raises(TypeError, match=r"`loss_fn` must be a function.*got 'mse'"):
+        Objective(tanh_classifier()[0], loss_fn="mse")
+
+
+def test_another_backend_is_named(monkeypatch):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match=r"Keras runs on 'jax'.*KERAS_BACKEND=tensorflow"):
+        Objective(tanh_classifier()[0])
+
+
+def raw_variable_layer():
+    class Counter(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.count = tf.Variable(0.0, trainable=False)
+
+        def call(self, inputs):
+            self.count.assign_add(1.0)
+            return inputs
+
+    return Counter()
+
+
+def generator_layer():
+    class Noise(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = tf.random.Generator.from_seed(1)
+
+        def call(self, inputs):
+            return inputs + self.generator.normal(tf.shape(inputs))
+
+    return Noise()
+
+
+def tf_random_layer():
+    class Noise(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs + tf.random.normal(tf.shape(inputs))
+
+    return Noise()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (raw_variable_layer, "writes variables of its own.*AssignAdd"),
+        (generator_layer, "writes variables of its own"),
+        (tf_random_layer, "The loss changes between two calls.*RandomStandardNormal"),
+    ],
+)
+def test_layers_that_are_no_function_of_the_weights_are_refused(make, message):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1), make()])
+    model.compile("sgd", "mse")
+    before = [variable.numpy() for variable in model.variables]
+    with pytest.raises(ValueError, match=message):
+        HessianOperator(model, (np.ones((3, 2)), np.ones((3, 1))))
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda model, x, y, w: model(x), r"must be one real number; got shape \(3, 1\)"),
+        (lambda model, x, y, w: None, "must be one real number; got None"),
+        (lambda model, x, y, w: tf.constant(1), "dtype int32"),
+        (lambda model, x, y, w: tf.reduce_mean(model(x)) / 0.0, "`loss_fn` returned -?inf"),
+        (
+            lambda model, x, y, w: tf.reduce_mean(model(x)) * tf.random.uniform([]),
+            "`loss_fn` changes between two calls.*RandomUniform",
+        ),
+    ],
+)
+def test_a_loss_fn_without_one_fixed_finite_number_is_refused(loss_fn, message):
+    with pytest.raises(ValueError, match=message):
+        HessianOperator(uncompiled(), (np.ones((3, 2)), np.ones((3, 1))), loss_fn=loss_fn)
+
+
+def test_the_error_of_the_model_is_kept():
+    model, (_, y) = tanh_classifier()
+    message = r"(?s)could not be called on the inputs of `data`.*expected axis -1.*value 4"
+    with pytest.raises(ValueError, match=message):
+        HessianOperator(model, (np.ones((10, 7)), y))
+
+
+def test_nothing_of_tf_keras_is_needed():
+    assert "tf_keras" not in sys.modules

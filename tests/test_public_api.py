@@ -1,0 +1,87 @@
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import keras_hessian_callback as package
+from keras_hessian_callback import (
+    Exact,
+    HessianNormCallback,
+    HessianOperator,
+    Hutchinson,
+    hessian_frobenius_norm,
+    measure_curvature,
+)
+
+MODULES = [
+    name for _, name, _ in pkgutil.walk_packages(package.__path__, prefix="keras_hessian_callback.")
+]
+
+
+def test_public_names():
+    assert sorted(package.__all__) == [
+        "CurvatureReport",
+        "Estimate",
+        "Exact",
+        "HessianNormCallback",
+        "HessianOperator",
+        "Hutchinson",
+        "every",
+        "hessian_frobenius_norm",
+        "measure_curvature",
+    ]
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+@pytest.mark.parametrize(
+    ("function", "positional", "keywords"),
+    [
+        (
+            HessianNormCallback,
+            {"method": "stochastic"},
+            {
+                "log_dir": None,
+                "schedule": "epoch",
+                "batch_size": None,
+                "loss_fn": None,
+                "seed": 0,
+                "on_error": "warn",
+            },
+        ),
+        (
+            measure_curvature,
+            {"method": "stochastic"},
+            {"batch_size": None, "loss_fn": None, "seed": 0, "state": None},
+        ),
+        (
+            hessian_frobenius_norm,
+            {"method": "stochastic"},
+            {"batch_size": None, "loss_fn": None, "seed": 0},
+        ),
+        (HessianOperator, {}, {"products": "autodiff", "batch_size": None, "loss_fn": None}),
+        (Exact, {"products": "autodiff", "max_parameters": 20_000}, {}),
+        (
+            Hutchinson,
+            {"num_probes": 32, "distribution": "rademacher", "products": "autodiff"},
+            {},
+        ),
+    ],
+)
+def test_signatures_and_defaults(function, positional, keywords):
+    parameters = inspect.signature(function).parameters.values()
+    given = [p for p in parameters if p.default is not p.empty]
+    assert {p.name: p.default for p in given if p.kind is p.POSITIONAL_OR_KEYWORD} == positional
+    assert {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY} == keywords
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", package.__all__)
+def test_public_docstrings_have_an_example(name):
+    assert ">>>" in inspect.getdoc(getattr(package, name))

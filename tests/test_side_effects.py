@@ -1,0 +1,106 @@
+"""A run with the callback is the run without it, bit for bit."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_hessian_callback import HessianNormCallback, Hutchinson, every
+
+
+def model_with_everything(**compile_arguments) -> keras.Model:
+    """Dropout, batch normalisation, two losses, metrics, a regularizer, an averaged optimizer."""
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(8, kernel_regularizer="l2")(inputs)
+    hidden = keras.layers.BatchNormalization()(hidden)
+    hidden = keras.layers.Activation("relu")(hidden)
+    hidden = keras.layers.Dropout(0.4)(hidden)
+    hidden = keras.layers.GaussianNoise(0.1)(hidden)
+    outputs = [
+        keras.layers.Dense(3, name="kind")(hidden),
+        keras.layers.Dense(1, name="size")(hidden),
+    ]
+    model = keras.Model(inputs, outputs)
+    model.compile(
+        keras.optimizers.Adam(1e-2, use_ema=True),
+        [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mse"],
+        metrics=[["accuracy"], ["mae"]],
+        **compile_arguments,
+    )
+    return model
+
+
+def run(callbacks, *, from_dataset=False, **compile_arguments):
+    """Everything that a training run leaves behind, as arrays."""
+    keras.utils.set_random_seed(7)
+    model = model_with_everything(**compile_arguments)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(44, 6)).astype("float32")
+    y = (rng.integers(0, 3, 44), rng.normal(size=(44, 1)).astype("float32"))
+    if from_dataset:
+        data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(44).batch(8)
+        fitted = model.fit(data, epochs=3, verbose=0, callbacks=callbacks)
+    else:
+        fitted = model.fit(
+            x, y, epochs=3, batch_size=8, validation_split=0.2, verbose=0, callbacks=callbacks
+        )
+    left = {
+        str(index): variable.numpy()
+        for index, variable in enumerate(
+            [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+        )
+    }
+    history = {k: v for k, v in fitted.history.items() if not k.startswith("hessian")}
+    draws = {
+        "numpy": np.random.random(3),
+        "python": np.array([random.random() for _ in range(3)]),
+        "tensorflow": tf.random.normal([3]).numpy(),
+        "keras": np.array(keras.random.normal([3])),
+    }
+    return left | {f"history {k}": np.array(v) for k, v in history.items()} | draws
+
+
+def callback(**arguments) -> HessianNormCallback:
+    rng = np.random.default_rng(1)
+    y = [rng.integers(0, 3, 10), rng.normal(size=(10, 1))]
+    return HessianNormCallback(
+        (rng.normal(size=(10, 6)), y), Hutchinson(num_probes=3), batch_size=4, **arguments
+    )
+
+
+def assert_identical(with_it: dict, without: dict) -> None:
+    assert list(with_it) == list(without)
+    for name, value in without.items():
+        np.testing.assert_array_equal(with_it[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("from_dataset", [False, True])
+@pytest.mark.parametrize("schedule", ["epoch", every(steps=1)])
+def test_nothing_changes(schedule, from_dataset, tmp_path):
+    measuring = callback(schedule=schedule, log_dir=tmp_path)
+    with_it = run([measuring], from_dataset=from_dataset)
+    assert_identical(with_it, run([], from_dataset=from_dataset))
+    assert len(measuring.history["trace"]) >= 3
+    assert np.isfinite(measuring.history["trace"]).all()
+
+
+@pytest.mark.parametrize(
+    "compile_arguments", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 4}]
+)
+def test_nothing_changes_however_steps_are_run(compile_arguments):
+    measuring = callback(schedule=every(steps=2))
+    with_it = run([measuring], **compile_arguments)
+    assert_identical(with_it, run([], **compile_arguments))
+    assert len(measuring.history["trace"]) >= 3
+
+
+def test_the_check_would_see_a_change():
+    class Nudge(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            variable = self.model.trainable_variables[0]
+            variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
+
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        assert_identical(run([Nudge()]), run([]))

@@ -1,0 +1,89 @@
+import math
+import os
+
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from keras_hessian_callback import CurvatureReport, Estimate
+from keras_hessian_callback.summaries import SummaryWriter
+
+
+def report(value: float) -> CurvatureReport:
+    norm = Estimate(value, 0.1, value - 0.2, value + 0.2, 32)
+    trace = Estimate(-value, math.nan, math.nan, math.nan, 32)
+    return CurvatureReport({"frobenius_norm": norm, "trace": trace}, 5, 8, 32, 0.1, "method")
+
+
+def events(directory) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads: steps and values by tag."""
+    accumulator = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return {
+        tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)]
+        for tag in accumulator.Tags()["tensors"]
+    }
+
+
+def test_every_estimate_is_written_with_its_band(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.write(report(1.0), step=3)
+    writer.write(report(2.0), step=7)
+    read = events(tmp_path / "hessian")
+    assert set(read) == {
+        f"hessian/{name}{end}"
+        for name in ("frobenius_norm", "trace")
+        for end in ("", "/lower", "/upper")
+    }
+    assert read["hessian/frobenius_norm"] == [(3, 1.0), (7, 2.0)]
+    assert read["hessian/frobenius_norm/lower"] == [
+        (3, pytest.approx(0.8)),
+        (7, pytest.approx(1.8)),
+    ]
+    assert read["hessian/frobenius_norm/upper"] == [
+        (3, pytest.approx(1.2)),
+        (7, pytest.approx(2.2)),
+    ]
+    assert read["hessian/trace"] == [(3, -1.0), (7, -2.0)]
+    assert all(math.isnan(value) for _, value in read["hessian/trace/lower"])
+    writer.close()
+
+
+def test_nothing_is_written_before_the_first_measurement(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.close()
+    assert os.listdir(tmp_path / "hessian") == []
+
+
+def test_values_are_on_disk_at_once(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.write(report(1.0), step=0)
+    assert "hessian/trace" in events(tmp_path / "hessian")  # not closed yet
+
+
+def test_a_closed_writer_opens_another_file(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.write(report(1.0), step=0)
+    writer.close()
+    writer.write(report(2.0), step=1)
+    writer.close()
+    assert events(tmp_path / "hessian")["hessian/frobenius_norm"] == [(0, 1.0), (1, 2.0)]
+
+
+def test_a_record_if_of_others_does_not_silence_it(tmp_path):
+    with tf.summary.record_if(False):
+        SummaryWriter(tmp_path).write(report(1.0), step=0)
+    assert "hessian/frobenius_norm" in events(tmp_path / "hessian")
+
+
+def test_the_step_of_others_is_left_alone(tmp_path):
+    tf.summary.experimental.set_step(12)
+    SummaryWriter(tmp_path).write(report(1.0), step=0)
+    assert tf.summary.experimental.get_step() == 12
+    tf.summary.experimental.set_step(None)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"`log_dir` cannot be written to.*log_dir=None"):
+        SummaryWriter(tmp_path / "file")
