@@ -44,14 +44,14 @@ class Objective:
         self.model = model
         self.loss_fn = loss_fn
         self.variables = _trainable_variables(model)
-        self._compiled_loss = model._compile_loss
+        self._compiled_loss = getattr(model, "_compile_loss", None)
 
     def is_current(self, model: keras.Model, loss_fn: LossFn | None) -> bool:
         """Whether this is still the loss of `model`: not compiled or frozen anew since."""
         return (
             self.model is model
             and self.loss_fn is loss_fn
-            and self._compiled_loss is model._compile_loss
+            and self._compiled_loss is getattr(model, "_compile_loss", None)
             and list(map(id, self.variables)) == list(map(id, _trainable_variables(model)))
         )
 

@@ -87,7 +87,7 @@ def ignored_class() -> Problem:
 
 
 def regularized() -> Problem:
-    """Weight decay, an activity regularizer and `add_loss`."""
+    """Weight decay and `add_loss`."""
 
     class Penalty(layers.Layer):
         def call(self, inputs):
@@ -97,10 +97,18 @@ def regularized() -> Problem:
     model = keras.Sequential(
         [
             keras.Input((4,)),
-            layers.Dense(5, "tanh", kernel_regularizer="l2", activity_regularizer="l2"),
+            layers.Dense(5, "tanh", kernel_regularizer="l2"),
             Penalty(),
             layers.Dense(1),
         ]
+    )
+    model.compile("sgd", "mse")
+    return model, (_normal(4), _normal(1))
+
+
+def activity_regularized() -> Problem:
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, "tanh", activity_regularizer="l2"), layers.Dense(1)]
     )
     model.compile("sgd", "mse")
     return model, (_normal(4), _normal(1))

@@ -93,7 +93,11 @@ def softsign_model() -> keras.Model:
 @pytest.mark.parametrize(
     ("make", "shapes", "message"),
     [
-        (bilinear_model, ((4, 3, 3, 1), (4, 6, 6, 1)), "drops.*bilinear resize"),
+        (
+            bilinear_model,
+            ((4, 3, 3, 1), (4, 6, 6, 1)),
+            "drops.*bilinear resize|entry for: ResizeBilinearGrad",
+        ),
         (softsign_model, ((4, 2), (4, 1)), "cannot differentiate the gradient.*SoftsignGrad"),
     ],
 )
@@ -101,7 +105,7 @@ def test_what_tensorflow_cannot_differentiate_twice_is_refused_with_the_way_out(
     make, shapes, message
 ):
     model, data = make(), tuple(np.ones(shape) for shape in shapes)
-    with pytest.raises(ValueError, match=f"{message}.*products='finite_difference'"):
+    with pytest.raises(ValueError, match=f"({message}).*products='finite_difference'"):
         HessianOperator(model, data)
     operator = HessianOperator(model, data, products="finite_difference")
     assert np.isfinite(operator.matvec(np.ones(operator.shape[0]))).all()

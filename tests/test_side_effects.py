@@ -34,6 +34,7 @@ def model_with_everything(**compile_arguments) -> keras.Model:
 
 def run(callbacks, *, from_dataset=False, **compile_arguments):
     """Everything that a training run leaves behind, as arrays."""
+    keras.backend.clear_session()
     keras.utils.set_random_seed(7)
     model = model_with_everything(**compile_arguments)
     rng = np.random.default_rng(0)
