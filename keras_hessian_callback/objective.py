@@ -34,6 +34,7 @@ class Objective:
 
     def __init__(self, model: keras.Model, loss_fn: LossFn | None = None) -> None:
         _check_model(model)
+        _check_strategy()
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(
                 "`loss_fn` must be a function loss_fn(model, x, y, sample_weight) -> scalar; "
@@ -133,6 +134,16 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             f"The model {model.name!r} is not built, so it has no weights yet. Begin it with "
             "keras.Input(shape), or call it on a batch of the data, before `fit` or a measurement."
+        )
+
+
+def _check_strategy() -> None:
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if num_replicas > 1:
+        raise ValueError(
+            f"The measurement was set up inside the scope of a strategy of {num_replicas} replicas, "
+            "where Keras divides every loss by their number. Make the model inside "
+            "`strategy.scope()`, but call `fit` or measure outside it."
         )
 
 

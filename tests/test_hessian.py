@@ -55,9 +55,8 @@ def test_single_precision_has_its_own_accuracy(make):
 def test_finite_differences_agree_in_double_precision(make):
     model, data = double_precision(make)
     expected = matrix(HessianOperator(model, data))
-    for batch_size in (None, 3):
-        operator = HessianOperator(model, data, products="finite_difference", batch_size=batch_size)
-        assert relative_error(matrix(operator), expected) < 1e-6
+    operator = HessianOperator(model, data, products="finite_difference", batch_size=3)
+    assert relative_error(matrix(operator), expected) < 1e-6
 
 
 def test_finite_differences_in_single_precision():

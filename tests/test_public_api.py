@@ -64,7 +64,7 @@ def test_public_names():
         (Exact, {"products": "autodiff", "max_parameters": 20_000}, {}),
         (
             Hutchinson,
-            {"num_probes": 32, "distribution": "rademacher", "products": "autodiff"},
+            {"num_probes": 16, "distribution": "rademacher", "products": "autodiff"},
             {},
         ),
     ],
