@@ -123,6 +123,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._state: Any = None
         self._failed = False
         self._warned_not_finite = False
+        self._warned_taken = False
         self._epoch = 0
         self._iterations: int | None = None  # when it was last looked at
         self._latest: tuple[int, float] | None = None  # epoch and norm
@@ -166,8 +167,16 @@ class HessianNormCallback(keras.callbacks.Callback):
         if self._schedule.due_after_epoch(epoch) or not self.history["epoch"]:
             counts_steps = self._schedule.steps is not None
             self._measure(self._optimizer_iterations() if counts_steps else epoch)
-        if logs is not None and self._latest is not None and self._latest[0] == epoch:
-            logs[_LOG_KEY] = self._latest[1]
+        if logs is None or self._latest is None or self._latest[0] != epoch:
+            return
+        if _LOG_KEY in logs and not self._warned_taken:
+            self._warned_taken = True
+            warnings.warn(
+                f"logs[{_LOG_KEY!r}] holds the value of another HessianNormCallback, which stays. "
+                "The values of this one are in its `history` and its event files.",
+                stacklevel=2,
+            )
+        logs.setdefault(_LOG_KEY, self._latest[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
@@ -191,9 +200,9 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._failed = True
             warnings.warn(
                 f"Measuring the Hessian failed at epoch {self._epoch}, step {step}, and is off for "
-                f"the rest of this fit: {type(error).__name__}: {error}. What was logged before "
-                "stays. on_error='raise' stops here with the traceback; if memory ran out, set "
-                "`batch_size`.",
+                "the rest of this fit; what was logged before stays. If memory ran out, set "
+                "`batch_size`; on_error='raise' stops here with the traceback. The error was "
+                f"{type(error).__name__}: {str(error)[:300]}",
                 stacklevel=2,
             )
             return

@@ -149,6 +149,8 @@ def _concatenate_batches(batches: Iterable[Any]) -> Batch:
     parts = [_map_arrays(_as_array, _as_batch(_wrapped(batch))) for batch in batches]
     if not parts:
         raise ValueError("`data` holds no batches; pass at least one.")
+    if any(leaf.ndim == 0 for leaf in _arrays(parts[0])):
+        raise ValueError("`data` is a dataset of single examples; batch it: data.batch(32).")
     try:
         return tf.nest.map_structure(
             lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *parts
@@ -184,7 +186,7 @@ def _as_array(leaf: Any) -> np.ndarray:
         )
     is_series = hasattr(leaf, "to_numpy") and getattr(leaf, "ndim", 0) == 1
     array = np.asarray(leaf)
-    if array.dtype == object:
+    if array.dtype == object and not all(isinstance(item, str | bytes) for item in array.flat):
         raise TypeError(
             f"`data` holds a {type(leaf).__name__} that is no array of numbers or strings. "
             f"{_ACCEPTED}."

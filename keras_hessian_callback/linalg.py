@@ -58,6 +58,19 @@ def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dt
     return tf.where(bits < 0, -one, one)
 
 
+def machine_epsilon(dtypes: Sequence[tf.DType]) -> float:
+    """The largest spacing of the numbers after 1 among these floating dtypes."""
+    known = {tf.float64: 2.0**-52, tf.float32: 2.0**-23, tf.float16: 2.0**-10}
+    return max(known.get(dtype, 2.0**-7) for dtype in dtypes)  # bfloat16: 2^-7
+
+
+def check_seed(seed: Seed) -> None:
+    """Raises TypeError unless `seed` is an int or a pair of ints."""
+    words = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed,)
+    if any(isinstance(word, bool) or not isinstance(word, int | np.integer) for word in words):
+        raise TypeError(f"`seed` must be an integer or a pair (seed, step); got {seed!r}.")
+
+
 def column_square_sums(block: tf.Tensor) -> np.ndarray:
     """||column||^2 of a block (n, k), summed in float64: (k,)."""
     return tf.reduce_sum(tf.square(tf.cast(block, tf.float64)), axis=0).numpy()

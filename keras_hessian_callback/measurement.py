@@ -6,7 +6,7 @@ from typing import Any
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.estimators.exact import Exact
 from keras_hessian_callback.estimators.hutchinson import Hutchinson
-from keras_hessian_callback.linalg import Seed
+from keras_hessian_callback.linalg import Seed, check_seed
 from keras_hessian_callback.objective import LossFn, Model
 from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.results import CurvatureReport, Estimate
@@ -123,6 +123,7 @@ def measure(
     operator: HessianOperator, estimator: Estimator, *, seed: Seed, state: Any = None
 ) -> tuple[CurvatureReport, Any]:
     """One measurement of an operator: the report, and the estimator's state for the next."""
+    check_seed(seed)
     start = time.perf_counter()
     estimates, state = estimator(operator, seed=seed, state=state)
     report = CurvatureReport(

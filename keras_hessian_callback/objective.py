@@ -11,6 +11,9 @@ import tensorflow as tf
 from keras_hessian_callback.data import Batch
 
 Model: TypeAlias = keras.Model
+# What a model raises that is given data of another kind.
+_HOST_ERRORS = (ValueError, TypeError, LookupError, AttributeError, tf.errors.OpError)
+
 LossFn = Callable[[Model, Any, Any, Any], tf.Tensor]
 
 
@@ -60,6 +63,11 @@ class Objective:
         """The current weights, one tensor per trainable variable."""
         return [tf.identity(variable.value) for variable in self.variables]
 
+    def dtypes(self) -> list[tf.DType]:
+        """The dtypes of the weights and of the model's computations."""
+        names = [variable.dtype for variable in self.variables] + [self.model.compute_dtype]
+        return [tf.as_dtype(name) for name in names]
+
     def __call__(self, weights: Sequence[tf.Tensor], batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, and what it was divided by.
 
@@ -78,26 +86,37 @@ class Objective:
                 loss = self.loss_fn(self.model, batch.x, batch.y, batch.sample_weight)
                 return _scalar(loss), tf.stack([_num_examples(batch)])
             y_pred = _call(self.model, batch.x)
-            # Models that overrode compute_loss before it took `training` are called without it.
-            compute_loss = getattr(self.model, "_compute_loss", self.model.compute_loss)
-            takes_training = "training" in inspect.signature(compute_loss).parameters
-            loss = compute_loss(
-                batch.x,
-                batch.y,
-                y_pred,
-                batch.sample_weight,
-                **({"training": False} if takes_training else {}),
-            )
+            loss = _compiled_loss(self.model, batch, y_pred)
             return _scalar(loss), _masses(self.model, batch, y_pred)
 
     def gradient(
         self, weights: Sequence[tf.Tensor], batch: Batch
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """The loss, its masses, and its gradient: a dense tensor per trainable variable."""
+        variables = [variable.value for variable in self.variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
+            tape.watch(variables)
             loss, masses = self(weights, batch)
-        return loss, masses, dense(tape.gradient(loss, weights), weights)
+        gradients, direct = tape.gradient(loss, [list(weights), variables])
+        self._check_dependence(gradients, direct)
+        return loss, masses, dense(gradients, weights)
+
+    def _check_dependence(self, gradients: Sequence[Any], direct: Sequence[Any]) -> None:
+        """Raises where the loss reads variables past the mapping, or no weights at all."""
+        for variable, gradient in zip(self.variables, direct, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"The loss reads the variable {variable.path!r} itself, where it should get a "
+                    "value in its place (tf.recompute_grad does so, and code that reads the "
+                    "underlying tf.Variable): its derivatives would be missed. Leave that out for "
+                    "the measurement."
+                )
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                "The loss does not depend on any trainable weight of the model. A `loss_fn` must "
+                "compute it from the `model` that it is given."
+            )
 
 
 def dense(gradients: Sequence[Any], weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -106,11 +125,6 @@ def dense(gradients: Sequence[Any], weights: Sequence[tf.Tensor]) -> list[tf.Ten
         tf.zeros_like(weight) if gradient is None else tf.convert_to_tensor(gradient)
         for gradient, weight in zip(gradients, weights, strict=True)
     ]
-
-
-def compute_dtype(model: keras.Model) -> str:
-    """The dtype that the model computes in: lower than its weights' under mixed precision."""
-    return keras.backend.standardize_dtype(model.compute_dtype)
 
 
 def check_backend() -> None:
@@ -141,9 +155,9 @@ def _check_strategy() -> None:
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if num_replicas > 1:
         raise ValueError(
-            f"The measurement was set up inside the scope of a strategy of {num_replicas} replicas, "
-            "where Keras divides every loss by their number. Make the model inside "
-            "`strategy.scope()`, but call `fit` or measure outside it."
+            f"This was set up inside the scope of a strategy of {num_replicas} replicas, "
+            "where Keras divides every loss by their number. Make the model in "
+            "`strategy.scope()`, but call `fit` or measure outside."
         )
 
 
@@ -185,10 +199,25 @@ def _trainable_variables(model: keras.Model) -> list[keras.Variable]:
 def _call(model: keras.Model, x: Any) -> Any:
     try:
         return model(x, training=False) if model._call_has_training_arg else model(x)
-    except (ValueError, TypeError, LookupError, AttributeError, tf.errors.OpError) as error:
+    except _HOST_ERRORS as error:
         raise ValueError(
             f"The model {model.name!r} could not be called on the inputs of `data`. Pass examples "
             f"as `fit` takes them. The model's error was {type(error).__name__}: {error}"
+        ) from error
+
+
+def _compiled_loss(model: Model, batch: Batch, y_pred: Any) -> Any:
+    # Models that overrode compute_loss before it took `training` are called without it.
+    compute_loss = getattr(model, "_compute_loss", model.compute_loss)
+    takes_training = "training" in inspect.signature(compute_loss).parameters
+    training = {"training": False} if takes_training else {}
+    try:
+        return compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, **training)
+    except _HOST_ERRORS as error:
+        raise ValueError(
+            f"The loss of the model {model.name!r} could not be computed on `data`. Pass targets "
+            "as `fit` takes them, or the loss as loss_fn=lambda model, x, y, sample_weight: ... "
+            f"The model's error was {type(error).__name__}: {error}"
         ) from error
 
 
@@ -215,14 +244,13 @@ def _masses(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
     entries where there is a mask, and over the weights with "mean_with_sample_weight".
     """
     masses = []
-    losses = keras.tree.flatten(model.loss)
-    outputs = keras.tree.flatten(y_pred)
-    targets = keras.tree.flatten(batch.y)
-    weights = keras.tree.flatten(batch.sample_weight)
-    for index, output in enumerate(outputs):
-        loss = _for_output(losses, index, len(outputs))
-        target = _for_output(targets, index, len(outputs))
-        weight = _for_output(weights, index, len(outputs))
+    names = getattr(model, "output_names", [])
+    for key, output in _by_output(y_pred).items():
+        loss, target, weight = (
+            _of_output(values, key, names) for values in (model.loss, batch.y, batch.sample_weight)
+        )
+        if loss is None:  # not part of the sum, or of an overridden compute_loss
+            continue
         mask = getattr(output, "_keras_mask", None)
         ignored = getattr(loss, "ignore_class", None)
         if ignored is not None and target is not None:
@@ -236,11 +264,24 @@ def _masses(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
                 weight = weight[..., None]
             mass = weight if mass is None else weight * mass
         masses.append(_num_examples(batch) if mass is None else tf.reduce_sum(mass))
-    return tf.stack(masses)
+    return tf.stack(masses or [_num_examples(batch)])
 
 
-def _for_output(values: list[Any], index: int, num_outputs: int) -> Any:
-    """The value that belongs to an output: one for all, or one for each."""
-    if len(values) == 1:
-        return values[0]
-    return values[index] if len(values) == num_outputs else None
+def _by_output(y_pred: Any) -> dict[Any, tf.Tensor]:
+    """The outputs by their key: a dictionary's own, else their place."""
+    if isinstance(y_pred, dict):
+        return {key: output for key, output in y_pred.items() if tf.is_tensor(output)}
+    outputs = y_pred if isinstance(y_pred, list | tuple) else [y_pred]
+    return {index: output for index, output in enumerate(outputs) if tf.is_tensor(output)}
+
+
+def _of_output(values: Any, key: Any, names: Sequence[str]) -> Any:
+    """What belongs to an output, of losses, targets or weights as `compile` and `fit` take them."""
+    if isinstance(values, dict):
+        if isinstance(key, int):
+            key = names[key] if key < len(names) else None
+        return values.get(key)
+    if isinstance(values, list | tuple):
+        index = key if isinstance(key, int) else list(names).index(key) if key in names else None
+        return values[index] if index is not None and index < len(values) else None
+    return values

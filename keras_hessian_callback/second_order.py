@@ -1,4 +1,4 @@
-"""Makes TensorFlow's second derivatives right while a gradient is traced, or refuses."""
+"""Makes derivatives right while a gradient is traced, or refuses."""
 
 import contextlib
 import threading
@@ -19,22 +19,28 @@ _SILENT = {
 _lock = threading.Lock()
 _tracing = threading.local()
 _num_tracing = 0
-_moments = tf.nn.moments  # what is put back
+_Function = type(tf.function(lambda: None))
+_moments, _call = tf.nn.moments, _Function.__call__  # what is put back
 
 
 @contextlib.contextmanager
-def exact_second_derivatives() -> Iterator[None]:
-    """Gradients that this thread traces inside are twice differentiable.
+def exact_derivatives() -> Iterator[None]:
+    """What this thread traces inside can be differentiated twice, by mapped weights.
 
-    `tf.nn.moments` computes the variance with a gradient stopped at the mean. The first
-    derivative is right, the second is not, and LayerNormalization, GroupNormalization and
-    BatchNormalization(training=True) use it. Inside, it is replaced by the plain formula, for
-    the thread that asked and no other.
+    Two things are replaced, for the thread that asked and no other:
+
+    * `tf.nn.moments` computes the variance with a gradient stopped at the mean. The first
+      derivative is right, the second is not, and LayerNormalization, GroupNormalization and
+      BatchNormalization(training=True) use it. It becomes the plain formula.
+    * A `tf.function` inside the model keeps traces: one made in training reads the variables
+      instead of the mapped weights, one made here would be left to training. A copy without
+      traces, not compiled by XLA, is called.
     """
-    global _num_tracing, _moments
+    global _num_tracing, _moments, _call
     with _lock:
         if _num_tracing == 0:
             _moments, tf.nn.moments = tf.nn.moments, _dispatching_moments
+            _call, _Function.__call__ = _Function.__call__, _dispatching_call
         _num_tracing += 1
     depth = getattr(_tracing, "depth", 0)
     _tracing.depth = depth + 1
@@ -46,6 +52,7 @@ def exact_second_derivatives() -> Iterator[None]:
             _num_tracing -= 1
             if _num_tracing == 0:
                 tf.nn.moments = _moments
+                _Function.__call__ = _call
 
 
 def refuse_dropped_second_derivatives(graph: tf.Graph) -> None:
@@ -69,6 +76,14 @@ def _dispatching_moments(x: Any, axes: Any, *args: Any, **kwargs: Any) -> Any:
     if getattr(_tracing, "depth", 0):
         return _exact_moments(x, axes, *args, **kwargs)
     return _moments(x, axes, *args, **kwargs)
+
+
+def _dispatching_call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    if not getattr(_tracing, "depth", 0):
+        return _call(function, *args, **kwargs)
+    copy = function._clone(None)
+    copy._jit_compile = None  # XLA lacks the second derivative of a conditional
+    return _call(copy, *args, **kwargs)
 
 
 def _exact_moments(

@@ -2,10 +2,13 @@
 
 import os
 import uuid
+import weakref
 
 import tensorflow as tf
 
 from keras_hessian_callback.results import CurvatureReport
+
+_open_writers: weakref.WeakValueDictionary[str, "SummaryWriter"] = weakref.WeakValueDictionary()
 
 
 class SummaryWriter:
@@ -23,6 +26,11 @@ class SummaryWriter:
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         self._directory = os.path.join(os.fspath(log_dir), "hessian")
         self._writer: tf.summary.SummaryWriter | None = None
+        if _open_writers.get(self._directory) is not None:
+            raise ValueError(
+                f"Another HessianNormCallback of this run writes to {self._directory!r}, and "
+                "TensorBoard reads one writer per directory. Give each its own `log_dir`."
+            )
         probe = os.path.join(self._directory, f".writable-{uuid.uuid4().hex}")
         try:
             tf.io.gfile.makedirs(self._directory)
@@ -34,6 +42,7 @@ class SummaryWriter:
                 f"`log_dir` cannot be written to: {self._directory!r} ({error}). Pass a directory "
                 "that can, or log_dir=None to write no event files."
             ) from error
+        _open_writers[self._directory] = self
 
     def write(self, report: CurvatureReport, step: int) -> None:
         """Writes each estimate with its 95 % band at `step`, and flushes.
@@ -55,3 +64,4 @@ class SummaryWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        _open_writers.pop(self._directory, None)

@@ -187,6 +187,20 @@ def test_other_callbacks_see_the_value(tmp_path):
     assert [float(row[KEY]) for row in rows] == callback.history["frobenius_norm"]
 
 
+def test_two_in_one_fit_keep_their_values_apart(tmp_path):
+    x, y = data()
+    first = HessianNormCallback((x, y), "autodiff", log_dir=tmp_path / "one")
+    second = HessianNormCallback((2 * x, y), "autodiff", log_dir=tmp_path / "two")
+    with pytest.warns(UserWarning, match="value of another HessianNormCallback, which stays"):
+        model = fit(first, others=[second])
+    assert model.history.history[KEY] == first.history["frobenius_norm"]
+    assert second.history["frobenius_norm"] != first.history["frobenius_norm"]
+    assert len(events(tmp_path / "two" / "hessian")["hessian/trace"]) == 3
+    same = HessianNormCallback((2 * x, y), log_dir=tmp_path / "one")
+    with pytest.raises(ValueError, match=r"one writer per directory.*its own `log_dir`"):
+        fit(first, model=model, others=[same])
+
+
 def test_one_instance_serves_several_fits(tmp_path):
     callback = HessianNormCallback(data(), "autodiff", log_dir=tmp_path)
     model = fit(callback, epochs=2)
@@ -377,6 +391,18 @@ def test_a_failing_measurement_warns_once_and_is_off(tmp_path, recwarn):
     assert callback.history["epoch"] == [0, 1]
     assert len(model.history.history[KEY]) == 2
     assert len(events(tmp_path / "hessian")["hessian/trace"]) == 2
+
+
+def test_a_second_fit_from_weights_that_are_not_finite_goes_on():
+    def loss(model, x, y, weight):
+        return tf.reduce_mean(model(x) ** 2)
+
+    model, _ = tanh_classifier()
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), loss_fn=loss)
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    with pytest.warns(UserWarning, match="Hessian norm is not finite"):
+        fit(callback, model=model, epochs=1)
+    assert math.isnan(callback.history["trace"][0])
 
 
 def test_a_failing_measurement_raises_where_that_is_asked_for(tmp_path):

@@ -53,6 +53,15 @@ def test_nested_data_and_sample_weights_keep_their_structure():
     assert batch.sample_weight.shape == (3,)
 
 
+def test_strings_are_data_as_in_fit():
+    words = tf.constant([["a"], ["b"], ["a"]])
+    for data in ((words, [0, 1, 2]), tf.data.Dataset.from_tensors((words, [0, 1, 2]))):
+        if isinstance(data, tuple):
+            data = (words, np.arange(3))
+        batch = HeldOutData(data).micro_batches(2)[0]
+        assert batch.x.numpy().tolist() == [[b"a"], [b"b"]]
+
+
 def test_a_pandas_series_is_a_column_as_in_fit():
     data = HeldOutData((pandas.DataFrame(X), pandas.Series(Y)))
     assert data.micro_batches(None)[0].y.shape == (7, 1)
@@ -107,6 +116,7 @@ class Endless(keras.utils.PyDataset):
         (lambda: (tf.ragged.constant([[1.0], [1.0, 2.0]]), [0, 1]), TypeError, "RaggedTensor"),
         (lambda: (tf.sparse.eye(3), [0, 1, 2]), TypeError, "SparseTensor"),
         (lambda: ([object()], [0]), TypeError, "no array of numbers"),
+        (lambda: dataset().unbatch(), ValueError, r"single examples; batch it: data.batch\(32\)"),
     ],
 )
 def test_bad_data_is_refused_with_what_to_do(make, error, message):

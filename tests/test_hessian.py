@@ -166,6 +166,49 @@ def test_scipy_takes_the_operator_as_it_is():
     assert largest == pytest.approx(np.linalg.eigvalsh(matrix(operator))[-1])
 
 
+def weighted_by_hand(model, x, y, weight):
+    """A mean over the weights, which micro-batches do not share out as they do examples."""
+    loss = keras.losses.sparse_categorical_crossentropy(y, model(x), from_logits=True)
+    return tf.reduce_sum(weight * loss) / tf.reduce_sum(weight)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 every example has the same loss
+def test_a_mean_weighted_by_hand_needs_the_whole_batch(scale):
+    model, (x, y) = tanh_classifier()
+    model.set_weights([scale * weight for weight in model.get_weights()])
+    weight = np.array([1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="not the mean of theirs"):
+        HessianOperator(model, (x, y, weight), loss_fn=weighted_by_hand, batch_size=2)
+
+
+def test_losses_belong_to_outputs_by_name_whatever_their_order():
+    """Three outputs, two with a loss; the one without is masked unevenly."""
+    inputs = keras.Input((5,), dtype="int32")
+    hidden = keras.layers.Embedding(6, 3, mask_zero=True)(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    outputs = [
+        keras.layers.Dense(2, name="z")(hidden),
+        keras.layers.Dense(3, name="b")(pooled),
+        keras.layers.Dense(1, name="a")(pooled),
+    ]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"z": None, "b": "mse", "a": "mae"})
+    tokens = masked_tokens()[1][0]
+    y = {"z": np.ones((10, 5, 2)), "b": np.ones((10, 3)), "a": np.zeros((10, 1))}
+    expected = matrix(HessianOperator(model, (tokens, y)))
+    actual = matrix(HessianOperator(model, (tokens, y), batch_size=3))
+    assert relative_error(actual, expected) < 1e-5
+
+
+@pytest.mark.parametrize("ignored", [[0, 1, 2], [7, 8, 9], [0, 1, 2, 9], range(10)])
+def test_micro_batches_without_a_valid_entry_count_for_nothing(ignored):
+    model, (x, y) = double_precision(ignored_class)
+    y = np.where(np.isin(np.arange(10), list(ignored)), -1, np.arange(10) % 3)
+    expected = matrix(HessianOperator(model, (x, y)))
+    actual = matrix(HessianOperator(model, (x, y), batch_size=3))
+    np.testing.assert_allclose(actual, expected, atol=1e-7 * max(1e-3, np.abs(expected).max()))
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 3, 4)])
 def test_vectors_of_another_length_are_refused(shape):
     operator = HessianOperator(*least_squares())
@@ -213,7 +256,7 @@ def test_masks_that_differ_between_outputs_need_the_whole_batch():
 def test_a_loss_that_is_no_mean_needs_the_whole_batch(batch_size):
     model, data = least_squares()
     model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
-    with pytest.raises(ValueError, match=r"no mean over examples.*batch_size=None"):
+    with pytest.raises(ValueError, match=r"no mean over examples.*Use batch_size=None"):
         HessianOperator(model, data, batch_size=batch_size)
     keras.config.set_floatx("float64")
     model, data = double_precision(least_squares)

@@ -41,6 +41,7 @@ ALLOWED = {
     "estimators.hutchinson": ESTIMATOR,
     "operators.hessian": {
         "data",
+        "linalg",
         "objective",
         "operators.autodiff",
         "operators.finite_difference",

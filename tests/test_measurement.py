@@ -101,6 +101,12 @@ def test_stochastic_is_the_default_and_its_seed_decides():
     assert default["trace"] != other["trace"]
 
 
+@pytest.mark.parametrize("seed", ["a", 1.5, None, (1, 2, 3), (1, "b")])
+def test_seeds_are_integers_or_pairs(seed):
+    with pytest.raises(TypeError, match="`seed` must be an integer or a pair"):
+        measure_curvature(*tanh_classifier(), seed=seed)
+
+
 @pytest.mark.parametrize("method", ["hutchinson", None, 3, Hutchinson])
 def test_unknown_methods_are_refused_with_those_accepted(method):
     with pytest.raises(ValueError, match="'stochastic', 'autodiff', 'finite_difference', or an"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_hessian_callback import HessianOperator
+from keras_hessian_callback import HessianOperator, measure_curvature
 from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.objective import Objective
 from tests.problems import PROBLEMS, least_squares, tanh_classifier
@@ -217,6 +217,77 @@ def test_layers_that_are_no_function_of_the_weights_are_refused(make, message):
 def test_a_loss_fn_without_one_fixed_finite_number_is_refused(loss_fn, message):
     with pytest.raises(ValueError, match=message):
         HessianOperator(uncompiled(), (np.ones((3, 2)), np.ones((3, 1))), loss_fn=loss_fn)
+
+
+def compiled_call(**arguments):
+    class Compiled(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def build(self, shape):
+            self.dense.build(shape)
+
+        @tf.function(**arguments)
+        def call(self, inputs):
+            if tf.reduce_sum(inputs) > 1e9:  # AutoGraph's work
+                inputs = 0.0 * inputs
+            return keras.ops.tanh(self.dense(inputs)) ** 3
+
+    model = keras.Sequential([keras.Input((3,)), Compiled(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_tf_function_in_the_model_is_measured_right_and_left_alone(called_before, arguments):
+    x, y = np.random.default_rng(0).normal(size=(6, 3)), np.ones((6, 1))
+    model = compiled_call(**arguments)
+    if called_before:
+        model(x.astype("float32"))
+        model.fit(x, y, verbose=0)
+    exact = measure_curvature(model, (x, y), "autodiff")
+    differences = measure_curvature(model, (x, y), "finite_difference")
+    assert float(exact["trace"]) == pytest.approx(float(differences["trace"]), rel=2e-3)
+    assert float(exact["trace"]) > 0.1
+    model(x.astype("float32"))
+    before = model.get_weights()
+    model.fit(x, y, verbose=0)
+    assert all(np.any(a != b) for a, b in zip(model.get_weights(), before, strict=True))
+
+
+def test_a_loss_without_any_weight_is_refused():
+    other, (x, y) = tanh_classifier()
+    model, _ = tanh_classifier()
+
+    def of_another_model(model, x, y, weight):
+        return tf.reduce_mean(other(x))
+
+    for loss_fn in (of_another_model, lambda model, x, y, weight: tf.constant(1.0)):
+        with pytest.raises(ValueError, match="does not depend on any trainable weight"):
+            HessianOperator(model, (x, y), loss_fn=loss_fn)
+
+
+def test_a_loss_that_reads_the_variables_themselves_is_refused():
+    model, (x, y) = tanh_classifier()
+    kernel = model.layers[0].kernel.value
+
+    def past_the_mapping(model, x, y, weight):
+        return tf.reduce_mean(model(x)) + tf.reduce_sum(kernel**2)
+
+    with pytest.raises(ValueError, match=r"reads the variable '.*kernel' itself"):
+        HessianOperator(model, (x, y), loss_fn=past_the_mapping)
+
+
+def test_a_missing_loss_or_target_is_said_with_the_way_out():
+    model, (x, y) = tanh_classifier()
+    with pytest.raises(ValueError, match=r"loss.*could not be computed.*Pass targets"):
+        HessianOperator(model, (x, None))
+    without = keras.Model(model.inputs, model.outputs)
+    without.compile("sgd")
+    with pytest.raises(ValueError, match=r"loss_fn=lambda.*No loss to compute"):
+        HessianOperator(without, (x, y))
 
 
 def test_the_error_of_the_model_is_kept():

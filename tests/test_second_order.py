@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_hessian_callback import HessianOperator
-from keras_hessian_callback.second_order import exact_second_derivatives
+from keras_hessian_callback.second_order import exact_derivatives
 
 
 @pytest.mark.parametrize("axes", [[0], [-1], [0, 2]])
@@ -15,7 +15,7 @@ from keras_hessian_callback.second_order import exact_second_derivatives
 def test_exact_moments_are_those_of_tensorflow(axes, keepdims, dtype):
     x = tf.constant(np.random.default_rng(0).normal(size=(4, 3, 5)), dtype)
     expected = tf.nn.moments(x, axes, keepdims=keepdims)
-    with exact_second_derivatives():
+    with exact_derivatives():
         actual = tf.nn.moments(x, axes, keepdims=keepdims)
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype
@@ -36,14 +36,14 @@ def second_derivative_of_the_variance() -> float:
 def test_the_variance_is_differentiable_twice_inside_and_only_there():
     """d2 var / dx_0 dx_1 = -2 / n^2 for n = 3; TensorFlow says 0."""
     assert second_derivative_of_the_variance() == 0.0
-    with exact_second_derivatives():
+    with exact_derivatives():
         assert second_derivative_of_the_variance() == pytest.approx(-2 / 9)
     assert second_derivative_of_the_variance() == 0.0
 
 
 def test_everything_is_put_back_when_tracing_fails():
     before = tf.nn.moments
-    with pytest.raises(RuntimeError, match="while tracing"), exact_second_derivatives():
+    with pytest.raises(RuntimeError, match="while tracing"), exact_derivatives():
         raise RuntimeError("while tracing")
     assert tf.nn.moments is before
 
@@ -54,7 +54,7 @@ def test_threads_overlap_without_touching_one_another():
     found = {}
 
     def tracing(name):
-        with exact_second_derivatives():
+        with exact_derivatives():
             inside.wait(10)
             found[name] = second_derivative_of_the_variance()
         leave.wait(10)

@@ -30,7 +30,13 @@ def autodiff_products(
 
     def product(vector: tf.Tensor) -> tf.Tensor:
         cotangents = unpack(vector, weights)
-        products = tape.gradient(gradient, weights, output_gradients=cotangents)
+        try:
+            products = tape.gradient(gradient, weights, output_gradients=cotangents)
+        except (LookupError, NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"TensorFlow cannot differentiate the gradient of this model: {error}. Use "
+                "products='finite_difference'."
+            ) from error
         return pack(dense(products, weights), vectors.dtype)
 
     return loss, masses, map_rows(product, vectors)

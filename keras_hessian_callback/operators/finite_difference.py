@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.linalg import map_rows, pack, unpack
-from keras_hessian_callback.objective import Objective, compute_dtype
+from keras_hessian_callback.linalg import machine_epsilon, map_rows, pack, unpack
+from keras_hessian_callback.objective import Objective
 
 
 def finite_difference_products(
@@ -33,8 +33,7 @@ def finite_difference_products(
         The loss, its masses, and the products (k, n).
     """
     weights = objective.weights()
-    dtypes = [weight.dtype for weight in weights] + [tf.as_dtype(compute_dtype(objective.model))]
-    epsilon = max(_epsilon(dtype) for dtype in dtypes)
+    epsilon = machine_epsilon(objective.dtypes())
     origin = pack(weights, vectors.dtype)
     scale = 1.0 + tf.sqrt(tf.reduce_mean(tf.square(origin)))
     distance = tf.constant(epsilon ** (1 / 3), vectors.dtype) * scale
@@ -50,8 +49,3 @@ def finite_difference_products(
         return difference * (norm / (2.0 * distance))
 
     return loss, masses, map_rows(product, vectors)
-
-
-def _epsilon(dtype: tf.DType) -> float:
-    """Spacing of the numbers after 1: 2^-52, 2^-23, 2^-10 or, for bfloat16, 2^-7."""
-    return {tf.float64: 2.0**-52, tf.float32: 2.0**-23, tf.float16: 2.0**-10}.get(dtype, 2.0**-7)

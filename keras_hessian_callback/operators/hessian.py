@@ -7,12 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, HeldOutData, concatenate
+from keras_hessian_callback.linalg import machine_epsilon, probes
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.autodiff import autodiff_products
 from keras_hessian_callback.operators.finite_difference import finite_difference_products
 from keras_hessian_callback.operators.linear_operator import Vectors, check_products
 from keras_hessian_callback.second_order import (
-    exact_second_derivatives,
+    exact_derivatives,
     operations,
     refuse_dropped_second_derivatives,
 )
@@ -104,7 +105,7 @@ class HessianOperator:
             ),
         )
         self._function = self._trace(products)
-        self._shares = self._check_loss()
+        self._shares = self._check()
 
     @property
     def num_examples(self) -> int:
@@ -177,14 +178,8 @@ class HessianOperator:
             return _PRODUCTS[products](self._objective, batch, arguments[-1])
 
         function = tf.function(block, autograph=False, input_signature=[*signature, rows])
-        try:
-            with exact_second_derivatives():
-                concrete = function.get_concrete_function()
-        except (LookupError, NotImplementedError) as error:
-            raise ValueError(
-                "TensorFlow cannot differentiate the gradient of this model: "
-                f"{error}. Use products='finite_difference'."
-            ) from error
+        with exact_derivatives():
+            concrete = function.get_concrete_function()
         if products == "autodiff":
             refuse_dropped_second_derivatives(concrete.graph)
         writes = [name for name, kind in operations(concrete.graph) if kind.startswith(_WRITES)]
@@ -197,49 +192,70 @@ class HessianOperator:
             )
         return concrete
 
-    def _check_loss(self) -> list[float]:
-        """The share of each micro-batch; raises where the loss is no fixed mean over examples."""
-        none = tf.zeros([0, self.shape[0]], self.dtype)
-        parts = [self._run(batch, none) for batch in self._batches]
-        losses = np.array([float(part[0]) for part in parts])
-        source = "`loss_fn`" if self._objective.loss_fn is not None else "The loss"
-        if self._objective.loss_fn is not None and not np.isfinite(losses).all():
+    def _check(self) -> list[float]:
+        """The share of each micro-batch; raises where there is no fixed, additive Hessian."""
+        probe = probes("rademacher", size=self.shape[0], block=0, seed=0, dtype=self.dtype)
+        row = tf.transpose(probe[:, :1])
+        try:
+            parts = [self._run(batch, row) for batch in self._batches]
+        except tf.errors.OpError as error:
             raise ValueError(
-                f"`loss_fn` returned {losses[~np.isfinite(losses)][0]} on the held-out data; it "
-                "must be finite there."
-            )
-        again = float(self._run(self._batches[0], none)[0])
-        if again != losses[0] and np.isfinite(losses[0]):
-            drawn = [name for name, kind in operations(self._function.graph) if "Random" in kind]
-            raise ValueError(
-                f"{source} changes between two calls with the same weights and examples "
-                f"({losses[0]!r}, then {again!r}), so it has no fixed Hessian. Random operations: "
-                f"{', '.join(drawn[:3]) or 'none found in the graph'}. Draw with keras.random and "
-                "a SeedGenerator, or only where `training` is True."
-            )
+                f"A Hessian-vector product failed: {str(error)[:300]}. Try "
+                "products='finite_difference', or a smaller `batch_size` if memory ran out."
+            ) from error
+        self._check_loss([float(part[0]) for part in parts])
         masses = np.stack([part[1].numpy() for part in parts])
+        masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
+        if masses.shape[1] == 0:
+            return [1.0 / len(parts)] * len(parts)
         shares = masses / masses.sum(axis=0)
         if np.abs(shares - shares[:, :1]).max() > 1e-9:
             raise ValueError(
                 "The outputs of the model are masked or weighted differently from micro-batch to "
                 "micro-batch, so the loss is no mean over them. Use batch_size=None."
             )
-        if len(parts) > 1 and np.isfinite(losses).all():
-            self._check_additive(masses[:, 0], losses, none)
+        self._check_additive(shares[:, 0], [part[2] for part in parts], row)
         return shares[:, 0].tolist()
 
-    def _check_additive(self, masses: np.ndarray, losses: np.ndarray, none: tf.Tensor) -> None:
-        """Raises where the loss of two micro-batches together is not their weighted mean."""
-        pair = [0, len(self._batches) - 1]
-        together = float(self._run(concatenate(*(self._batches[i] for i in pair)), none)[0])
-        mean = float(np.average(losses[pair], weights=masses[pair]))
-        tolerance = 1e-3 * max(abs(together), *abs(losses[pair]))
-        if not abs(together - mean) <= tolerance:
+    def _check_loss(self, losses: list[float]) -> None:
+        """Raises where a `loss_fn` is not finite, or a loss changes between two calls."""
+        of_user = self._objective.loss_fn is not None
+        wrong = [loss for loss in losses if not math.isfinite(loss)]
+        diverged = not all(np.isfinite(weight).all() for weight in self._objective.weights())
+        if of_user and wrong and not diverged:
             raise ValueError(
-                f"The loss of two micro-batches together is {together:.6g}, their mean {mean:.6g}: "
-                "it is no mean over examples (a sum, or a loss that compares examples), so "
-                "micro-batches would give another Hessian. Use batch_size=None, or average."
+                f"`loss_fn` returned {wrong[0]} on the held-out data; it must be finite there."
             )
+        none = tf.zeros([0, self.shape[0]], self.dtype)
+        again = float(self._run(self._batches[0], none)[0])
+        if again != losses[0] and math.isfinite(losses[0]):
+            drawn = [name for name, kind in operations(self._function.graph) if "Random" in kind]
+            raise ValueError(
+                f"{'`loss_fn`' if of_user else 'The loss'} changes between two calls with the same "
+                f"weights and examples ({losses[0]!r}, {again!r}), so it has no fixed Hessian. "
+                f"Random operations: {', '.join(drawn[:3]) or 'none found in the graph'}. Draw "
+                "with keras.random and a SeedGenerator, or only where `training` is True."
+            )
+
+    def _check_additive(
+        self, shares: np.ndarray, products: list[tf.Tensor], row: tf.Tensor
+    ) -> None:
+        """Raises where a product on two micro-batches together is not their weighted mean."""
+        tolerance = 3.0 * math.sqrt(machine_epsilon(self._objective.dtypes()))
+        for first in range(len(self._batches) - 1):
+            pair = slice(first, first + 2)
+            if not shares[pair].sum() > 0:
+                continue
+            together = self._run(concatenate(*self._batches[pair]), row)[2].numpy()
+            mean = np.average(products[pair], axis=0, weights=shares[pair])
+            scale = max(np.linalg.norm(part) for part in (together, *products[pair]))
+            if np.linalg.norm(together - mean) > tolerance * scale:
+                raise ValueError(
+                    "The loss of two micro-batches together is not the mean of theirs, so it is "
+                    "no mean over examples (but a sum, weighted by hand, or one that compares "
+                    "examples): micro-batches would give another Hessian. Use batch_size=None, "
+                    "or average over examples."
+                )
 
 
 def check_batch_size(batch_size: int | None) -> None:
