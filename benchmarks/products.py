@@ -14,10 +14,10 @@ import tensorflow as tf
 from networks import NETWORKS
 from timing import environment, interleaved, peak_memory, ratios, save, seconds, spread
 
-from keras_hessian_callback import HessianOperator, measure_curvature
+from keras_hessian_callback import CurvatureReport, HessianOperator, measure_curvature
 
 _BLOCK = 8
-_FRESH_MODELS = 5
+_FRESH_MODELS = 3
 
 
 def measure_network(name: str, rounds: int) -> dict[str, Any]:
@@ -46,17 +46,19 @@ def _first_calls(name: str) -> tuple[dict[str, Any], dict[str, float]]:
     """Seconds of first calls, each on a fresh model; and how they raised the peak memory."""
     levels = [peak_memory()]
     times: dict[str, list[float]] = {"train_step": [], "operator": [], "measurement": []}
+    reports: list[CurvatureReport] = []
+    calls: dict[str, Callable[[keras.Model, np.ndarray, np.ndarray], object]] = {
+        "train_step": lambda model, x, y: model.train_on_batch(x, y),
+        "operator": lambda model, x, y: HessianOperator(model, (x, y)),
+        "measurement": lambda model, x, y: reports.append(measure_curvature(model, (x, y))),
+    }
     for _ in range(_FRESH_MODELS):
-        calls: dict[str, Callable[..., object]] = {
-            "train_step": lambda model, x, y: model.train_on_batch(x, y),
-            "operator": lambda model, x, y: HessianOperator(model, (x, y)),
-            "measurement": lambda model, x, y: measure_curvature(model, (x, y)),
-        }
         for call, function in calls.items():
             problem = NETWORKS[name]()
             times[call].append(seconds(lambda f=function, p=problem: f(*p)))
             levels.append(peak_memory())
     return {
+        "products": reports[-1].num_matvecs,
         "seconds": {call: spread(values) for call, values in times.items()},
         "train_steps": {
             call: ratios(times[call], times["train_step"]) for call in ("operator", "measurement")
@@ -137,14 +139,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
+    pool = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
+    networks = {
+        name: pool.apply(measure_network, (name, arguments.rounds)) for name in arguments.networks
+    }
+    pool.close()
+    pool.join()
     results = environment() | {"rounds": arguments.rounds, "fresh_models": _FRESH_MODELS}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        results["networks"] = {
-            name: pool.apply(measure_network, (name, arguments.rounds))
-            for name in arguments.networks
-        }
+    results["networks"] = networks
     save("products", results)
-    _print_table(results["networks"])
+    _print_table(networks)
 
 
 if __name__ == "__main__":

@@ -62,11 +62,11 @@ def peak_memory() -> float:
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """Versions, machine and date."""
+    """Versions, machine and date, to be called when all is timed and every child has ended."""
     names = ("tensorflow", "keras", "numpy", *packages, "keras_hessian_callback")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "load_before": os.getloadavg()[0]},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "cores_of_others": _cores_of_others()},
         "date": datetime.date.today().isoformat(),
     }
 
@@ -78,6 +78,25 @@ def save(name: str, results: Mapping[str, Any]) -> None:
 
 def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _cores_of_others() -> float | None:
+    """Cores that other processes kept busy since this module was imported; None: not Linux."""
+    if _START is None:
+        return None
+    (wall, everyone, ours), (wall_0, everyone_0, ours_0) = _clocks(), _START
+    return ((everyone - everyone_0) - (ours - ours_0)) / (wall - wall_0)
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Seconds: of the wall, and of CPU time of all processes and of this one with its children."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, interrupts, soft_interrupts, steal, *_ = map(int, fields)
+    ticks = user + nice + system + interrupts + soft_interrupts + steal
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+
+_START = _clocks() if Path("/proc/stat").exists() else None
 
 
 def _cpu() -> str:

@@ -3,9 +3,11 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.estimators.estimator import Estimator
@@ -46,8 +48,8 @@ class HessianNormCallback(keras.callbacks.Callback):
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
             with its settings.
         log_dir: Directory that TensorBoard is started on. None: no event files.
-        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. The first epoch of a
-            `fit` is measured at its end in any case.
+        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. Epoch 0 is measured
+            in any case; a `fit` with a later `initial_epoch` resumes the schedule.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
             result is the same. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
@@ -61,8 +63,8 @@ class HessianNormCallback(keras.callbacks.Callback):
             first step, for a model or a loss that cannot be measured.
         RuntimeError: If Keras runs on another backend than TensorFlow.
 
-    Cost: At the start of a `fit` one trace of the model and two gradients; then the products
-    of `method` a measurement, each 1 to 2.5 gradients of the held-out batch. A second `fit` of
+    Cost: At the start of a `fit` one trace of the model and the checks of `HessianOperator`;
+    then the products of `method` a measurement, each 1 to 2 gradients of the held-out batch. A second `fit` of
     the same compiled model traces nothing.
 
     Example:
@@ -130,18 +132,16 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._start()
-        arguments = (self._estimator.products, self._batch_size, self._loss_fn)
-        if self._operator is None or not self._operator.is_current(
-            self.model, self._data, *arguments
-        ):
-            self._operator = HessianOperator(
+        if self._operator is None or not self._operator.is_current(self.model):
+            operator = HessianOperator(
                 self.model,
                 self._data,
                 products=self._estimator.products,
                 batch_size=self._batch_size,
                 loss_fn=self._loss_fn,
             )
-            self._estimator.check(self._operator)
+            self._estimator.check(operator)
+            self._operator = operator
         if self._schedule.steps is not None and self.model.optimizer is None:
             raise ValueError(
                 "schedule=every(steps=...) counts the optimizer's `iterations`, and the model has "
@@ -159,12 +159,13 @@ class HessianNormCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._schedule.steps is None:
             return
-        before, self._iterations = self._iterations or 0, self._optimizer_iterations()
-        if self._schedule.due_after_steps(before, self._iterations):
-            self._measure(self._iterations)
+        before, now = self._iterations, self._optimizer_iterations()
+        self._iterations = now
+        if before is not None and self._schedule.due_after_steps(before, now):
+            self._measure(now)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._schedule.due_after_epoch(epoch) or not self.history["epoch"]:
+        if self._schedule.due_after_epoch(epoch) or (epoch == 0 and not self.history["epoch"]):
             counts_steps = self._schedule.steps is not None
             self._measure(self._optimizer_iterations() if counts_steps else epoch)
         if logs is None or self._latest is None or self._latest[0] != epoch:
@@ -179,8 +180,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         logs.setdefault(_LOG_KEY, self._latest[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._with_writer(SummaryWriter.close)
 
     def _optimizer_iterations(self) -> int:
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
@@ -192,8 +192,6 @@ class HessianNormCallback(keras.callbacks.Callback):
             report, self._state = measure(
                 self._operator, self._estimator, seed=(self._seed, step), state=self._state
             )
-            if self._writer is not None:
-                self._writer.write(report, step)
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":
                 raise
@@ -207,6 +205,24 @@ class HessianNormCallback(keras.callbacks.Callback):
             )
             return
         self._record(report, step)
+        self._with_writer(lambda writer: writer.write(report, step))
+
+    def _with_writer(self, act: Callable[[SummaryWriter], None]) -> None:
+        """Does something to the event files, if there are any; that does not end the run."""
+        if self._writer is None:
+            return
+        try:
+            act(self._writer)
+        except (OSError, tf.errors.OpError) as error:
+            self._writer = None
+            if self._on_error == "raise":
+                raise
+            warnings.warn(
+                f"The event files in `log_dir` could not be written at epoch {self._epoch}, and are "
+                "off for the rest of this fit; the values go on to `history` and `logs`. The error "
+                f"was {type(error).__name__}: {str(error)[:300]}",
+                stacklevel=2,
+            )
 
     def _record(self, report: CurvatureReport, step: int) -> None:
         self.report = report

@@ -123,11 +123,8 @@ def _dataset_batches(dataset: tf.data.Dataset) -> Iterator[Any]:
     num_bytes = 0
     for batch in dataset:
         yield batch
-        num_bytes += (
-            sum(len(np.asarray(t).tobytes()) for t in tf.nest.flatten(batch))
-            if (cardinality == tf.data.UNKNOWN_CARDINALITY)
-            else 0
-        )
+        if cardinality == tf.data.UNKNOWN_CARDINALITY:
+            num_bytes += sum(np.asarray(leaf).nbytes for leaf in tf.nest.flatten(batch))
         if num_bytes > _UNBOUNDED_BYTES:
             raise ValueError(
                 f"`data` has no known end, and {num_bytes / 2**30:.0f} GiB of it were read. If it "

@@ -53,7 +53,7 @@ def measure_curvature(
     Raises:
         TypeError, ValueError, RuntimeError: As `HessianOperator` and the estimator do.
 
-    Cost: One trace of the model, two gradients to check the loss, and the products of the
+    Cost: One trace of the model, the checks of `HessianOperator`, and the products of the
     method. To measure often, use the callback: it traces once.
 
     Example:

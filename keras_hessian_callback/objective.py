@@ -50,11 +50,10 @@ class Objective:
         self.variables = _trainable_variables(model)
         self._compiled_loss = getattr(model, "_compile_loss", None)
 
-    def is_current(self, model: keras.Model, loss_fn: LossFn | None) -> bool:
+    def is_current(self, model: Model) -> bool:
         """Whether this is still the loss of `model`: not compiled or frozen anew since."""
         return (
             self.model is model
-            and self.loss_fn is loss_fn
             and self._compiled_loss is getattr(model, "_compile_loss", None)
             and list(map(id, self.variables)) == list(map(id, _trainable_variables(model)))
         )
@@ -86,7 +85,7 @@ class Objective:
                 loss = self.loss_fn(self.model, batch.x, batch.y, batch.sample_weight)
                 return _scalar(loss), tf.stack([_num_examples(batch)])
             y_pred = _call(self.model, batch.x)
-            loss = _compiled_loss(self.model, batch, y_pred)
+            loss = _compute_loss(self.model, batch, y_pred)
             return _scalar(loss), _masses(self.model, batch, y_pred)
 
     def gradient(
@@ -206,7 +205,7 @@ def _call(model: keras.Model, x: Any) -> Any:
         ) from error
 
 
-def _compiled_loss(model: Model, batch: Batch, y_pred: Any) -> Any:
+def _compute_loss(model: Model, batch: Batch, y_pred: Any) -> Any:
     # Models that overrode compute_loss before it took `training` are called without it.
     compute_loss = getattr(model, "_compute_loss", model.compute_loss)
     takes_training = "training" in inspect.signature(compute_loss).parameters
@@ -262,6 +261,8 @@ def _masses(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
             weight = tf.cast(weight, tf.float64)
             while mass is not None and weight.shape.rank < mass.shape.rank:
                 weight = weight[..., None]
+            while mass is not None and weight.shape.rank > mass.shape.rank:
+                weight = tf.squeeze(weight, -1)
             mass = weight if mass is None else weight * mass
         masses.append(_num_examples(batch) if mass is None else tf.reduce_sum(mass))
     return tf.stack(masses or [_num_examples(batch)])

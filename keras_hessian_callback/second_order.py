@@ -11,6 +11,7 @@ import tensorflow as tf
 # is dropped without a word.
 _SILENT = {
     "ResizeBilinearGrad": "bilinear resize",
+    "SparseAddGrad": "addition of sparse tensors",
     "FakeQuantWithMinMaxArgsGradient": "fake quantisation",
     "FakeQuantWithMinMaxVarsGradient": "fake quantisation",
     "FakeQuantWithMinMaxVarsPerChannelGradient": "fake quantisation",

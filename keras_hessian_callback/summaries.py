@@ -2,6 +2,7 @@
 
 import os
 import uuid
+import warnings
 import weakref
 
 import tensorflow as tf
@@ -24,12 +25,14 @@ class SummaryWriter:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
-        self._directory = os.path.join(os.fspath(log_dir), "hessian")
+        directory = os.path.join(os.fspath(log_dir), "hessian")
+        self._directory = directory if "://" in directory else os.path.abspath(directory)
         self._writer: tf.summary.SummaryWriter | None = None
         if _open_writers.get(self._directory) is not None:
-            raise ValueError(
-                f"Another HessianNormCallback of this run writes to {self._directory!r}, and "
-                "TensorBoard reads one writer per directory. Give each its own `log_dir`."
+            warnings.warn(
+                f"Another HessianNormCallback writes to {self._directory!r}, and TensorBoard reads "
+                "one writer per directory. If both are in use, give each its own `log_dir`.",
+                stacklevel=2,
             )
         probe = os.path.join(self._directory, f".writable-{uuid.uuid4().hex}")
         try:
@@ -64,4 +67,5 @@ class SummaryWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        _open_writers.pop(self._directory, None)
+        if _open_writers.get(self._directory) is self:
+            del _open_writers[self._directory]

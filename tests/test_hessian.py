@@ -172,6 +172,19 @@ def weighted_by_hand(model, x, y, weight):
     return tf.reduce_sum(weight * loss) / tf.reduce_sum(weight)
 
 
+@pytest.mark.parametrize("shape", [(10,), (10, 1)])
+def test_weights_and_ignored_classes_multiply(shape):
+    model, (x, y) = double_precision(ignored_class)
+    reduction = "mean_with_sample_weight"
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=-1, reduction=reduction
+    )
+    model.compile("sgd", loss)
+    data = (x, y, np.linspace(0.5, 2.0, 10).reshape(shape))
+    expected = matrix(HessianOperator(model, data))
+    assert relative_error(matrix(HessianOperator(model, data, batch_size=3)), expected) < 1e-6
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.0])  # at 0 every example has the same loss
 def test_a_mean_weighted_by_hand_needs_the_whole_batch(scale):
     model, (x, y) = tanh_classifier()

@@ -1,4 +1,3 @@
-import sys
 import types
 
 import keras
@@ -295,7 +294,3 @@ def test_the_error_of_the_model_is_kept():
     message = r"(?s)could not be called on the inputs of `data`.*expected axis -1.*value 4"
     with pytest.raises(ValueError, match=message):
         HessianOperator(model, (np.ones((10, 7)), y))
-
-
-def test_nothing_of_tf_keras_is_needed():
-    assert "tf_keras" not in sys.modules

@@ -41,8 +41,8 @@ class Hutchinson:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: `num_probes` products in blocks of 8; memory beside the operator's: 4 blocks of
-    8 n floats.
+    Cost: `num_probes` products in blocks of 8; memory with the operator's: about 8 blocks
+    (n, 8).
 
     Example:
 

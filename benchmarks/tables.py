@@ -1,0 +1,199 @@
+"""Makes benchmarks/README.md from the files in benchmarks/results.
+
+Run:  python benchmarks/tables.py
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timing import load
+
+_INTRODUCTION = """\
+# Benchmarks
+
+Made by `python benchmarks/tables.py` from the files in `results/`; do not edit by hand.
+
+What a measurement costs, in things whose cost is known: a Hessian-vector product in gradients, the
+first measurement in first training steps, the exact norm in calls of `jax.hessian`. What is
+compared runs in one process, in turns; each ratio is of times from the same round, and the tables
+give the median of the rounds with the smallest and the largest in brackets. Seconds are those of
+one machine, ratios carry over better.
+
+A *gradient* is what a user would write: one `tf.function` with the compiled loss of the same
+batch in inference mode, as the products have it, and `tape.gradient` with respect to
+`model.trainable_variables`, sparse gradients made dense. The networks are in `networks.py`:
+
+* `mlp`: 784-256-256-10 with ReLU, 256 examples;
+* `transformer`: 4 causal pre-norm blocks, width 128, 4 heads, vocabulary 1000, 16 x 64 tokens;
+* `resnet`: residual blocks of 32, 64 and 128 channels with BatchNormalization, 64 images 32x32x3.
+
+To run them (about five minutes; leave the machine alone meanwhile):
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/products.py
+    python benchmarks/exact.py
+    python benchmarks/tables.py
+"""
+
+_MAX_BLOCK_GRADIENTS = {"mlp": 1.2, "transformer": 1.4, "resnet": 2.2}
+_MAX_FIRST_STEPS = 3.0
+_MAX_JAX_HESSIANS = 1.2
+_MAX_FIRST_SECONDS = 5.0
+_MAX_GROWTH_MB = 1000.0
+
+
+def _products(results: Mapping[str, Any]) -> str:
+    rows, memory = [], []
+    for name, figures in results["networks"].items():
+        products = figures["product_gradients"]
+        block, bar = products["block"], _MAX_BLOCK_GRADIENTS[name]
+        rows.append(
+            [
+                f"{name}, n = {figures['parameters']:,}",
+                f"{figures['gradient_seconds']['median'] * 1e3:.1f} ms",
+                _range(block),
+                _bar(block["median"], bar, f"{bar:g}"),
+                _range(products["single"]),
+                _range(products["finite_difference"]),
+            ]
+        )
+        memory.append([name, *(f"{mb:.0f} MB" for mb in figures["memory_growth_mb"].values())])
+    products_table = _table(
+        [
+            "",
+            "one gradient",
+            "product in a block of 8",
+            "bar",
+            "product alone",
+            "by finite differences, block of 8",
+        ],
+        rows,
+    )
+    memory_table = _table(["", "first training step", "first measurement, beyond that"], memory)
+    return f"""\
+## Products, in gradients
+
+{_conditions(results)}
+
+{products_table}
+
+Growth of the process's peak memory:
+
+{memory_table}
+"""
+
+
+def _first_calls(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, figures in results["networks"].items():
+        times, steps = figures["first"]["seconds"], figures["first"]["train_steps"]
+        measurement = steps["measurement"]
+        rows.append(
+            [
+                name,
+                *(f"{times[call]['median']:.2f} s" for call in times),
+                _range(steps["operator"]),
+                _range(measurement),
+                _bar(measurement["median"], _MAX_FIRST_STEPS, f"{_MAX_FIRST_STEPS:g}"),
+            ]
+        )
+    table = _table(
+        [
+            "",
+            "first training step",
+            "operator alone",
+            "first measurement",
+            "operator, in steps",
+            "measurement, in steps",
+            "bar",
+        ],
+        rows,
+    )
+    products = max(figures["first"]["products"] for figures in results["networks"].values())
+    return f"""\
+## The first measurement, in first training steps
+
+`measure_curvature` with its default, {products} products, on a fresh model, tracing included; the
+construction of a `HessianOperator` alone, which is the tracing and the checks; and
+`train_on_batch` on a fresh model of the same kind, after TensorFlow was warmed up with another.
+Each on {results["fresh_models"]} models in turns.
+
+{table}
+"""
+
+
+def _exact(results: Mapping[str, Any]) -> str:
+    first, steady = results["first_seconds"], results["steady_seconds"]
+    ratio, growth = results["ratio"], results["memory_growth_mb"]
+    jax_bar = f"{_MAX_JAX_HESSIANS:g} x jax.hessian"
+    rows = [
+        ["first call, tracing included", f"{first['ours']:.2f} s", f"{first['jax']:.2f} s"],
+        ["then", f"{_range(steady['ours'])} s", f"{_range(steady['jax'])} s"],
+        ["norm", f"{results['norm']['ours']:.6f}", f"{results['norm']['jax']:.6f}"],
+    ]
+    bars = [
+        [
+            "time, in `jax.hessian`",
+            _range(ratio),
+            _bar(ratio["median"], _MAX_JAX_HESSIANS, jax_bar),
+        ],
+        [
+            "first call",
+            f"{first['ours']:.2f} s",
+            _bar(first["ours"], _MAX_FIRST_SECONDS, f"{_MAX_FIRST_SECONDS:g} s"),
+        ],
+        [
+            "peak memory beyond imports and data",
+            f"{growth:.0f} MB",
+            _bar(growth, _MAX_GROWTH_MB, f"{_MAX_GROWTH_MB:.0f} MB"),
+        ],
+    ]
+    return f"""\
+## The exact norm, against `jax.hessian`
+
+An MLP 64-48-48-10 with tanh, n = {results["parameters"]:,}, on {results["examples"]} digits of
+scikit-learn: `method="autodiff"`, against the Frobenius norm of the compiled `jax.hessian` of the
+same loss at the same weights, in float32 both. Ours ran first: the peak memory is its own.
+
+{_conditions(results)}
+
+{_table(["", "ours", "jax.hessian"], rows)}
+
+The norms differ by {results["relative_difference"]:.0e}, relatively.
+
+{_table(["", "", "bar"], bars)}
+"""
+
+
+def _conditions(results: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    machine = results["machine"]
+    others = machine["cores_of_others"]
+    load = "" if others is None else f" (other processes kept {max(others, 0.0):.1f} of them busy)"
+    return (
+        f"{results['date']}, {machine['cores']} cores of {machine['cpu']}{load}, "
+        f"{results['rounds']} rounds.\n{versions}."
+    )
+
+
+def _range(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
+
+
+def _bar(value: float, limit: float, text: str) -> str:
+    return f"at most {text}: {'met' if value <= limit else '**not met**'}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def main() -> None:
+    products, exact = load("products"), load("exact")
+    parts = [_INTRODUCTION, _products(products), _first_calls(products), _exact(exact)]
+    (Path(__file__).parent / "README.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
