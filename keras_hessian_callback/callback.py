@@ -48,8 +48,10 @@ class HessianNormCallback(keras.callbacks.Callback):
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
             with its settings.
         log_dir: Directory that TensorBoard is started on. None: no event files.
-        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. Epoch 0 is measured
-            in any case; a `fit` with a later `initial_epoch` resumes the schedule.
+        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. The first epoch of a
+            `fit` is measured in any case, for loggers that fix their columns by it; the event
+            files get that value only in epoch 0, so a resumed run draws the curve of an
+            uninterrupted one.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
             result is the same. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
@@ -64,8 +66,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         RuntimeError: If Keras runs on another backend than TensorFlow.
 
     Cost: At the start of a `fit` one trace of the model and the checks of `HessianOperator`;
-    then the products of `method` a measurement, each 1 to 2 gradients of the held-out batch. A second `fit` of
-    the same compiled model traces nothing.
+    then the products of `method` a measurement, each 1 to 2 gradients of the held-out batch.
+    A second `fit` of the same compiled model traces nothing.
 
     Example:
 
@@ -165,9 +167,11 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._measure(now)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._schedule.due_after_epoch(epoch) or (epoch == 0 and not self.history["epoch"]):
+        due = self._schedule.due_after_epoch(epoch)
+        if due or not self.history["epoch"]:
             counts_steps = self._schedule.steps is not None
-            self._measure(self._optimizer_iterations() if counts_steps else epoch)
+            step = self._optimizer_iterations() if counts_steps else epoch
+            self._measure(step, drawn=due or epoch == 0)
         if logs is None or self._latest is None or self._latest[0] != epoch:
             return
         if _LOG_KEY in logs and not self._warned_taken:
@@ -185,7 +189,7 @@ class HessianNormCallback(keras.callbacks.Callback):
     def _optimizer_iterations(self) -> int:
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
-    def _measure(self, step: int) -> None:
+    def _measure(self, step: int, *, drawn: bool = True) -> None:
         if self._failed or self._operator is None:
             return
         try:
@@ -205,7 +209,8 @@ class HessianNormCallback(keras.callbacks.Callback):
             )
             return
         self._record(report, step)
-        self._with_writer(lambda writer: writer.write(report, step))
+        if drawn:
+            self._with_writer(lambda writer: writer.write(report, step))
 
     def _with_writer(self, act: Callable[[SummaryWriter], None]) -> None:
         """Does something to the event files, if there are any; that does not end the run."""

@@ -27,8 +27,8 @@ def every(*, epochs: int | None = None, steps: int | None = None) -> Every:
 
     Both are counted over the whole training, as `initial_epoch` and the optimizer's
     `iterations` have it, so a resumed run measures where an uninterrupted one would.
-    Whatever the schedule, the first epoch of a training run is measured, so that loggers that
-    fix their columns by it have one for the norm.
+    Whatever the schedule, the first epoch of a `fit` is measured, so that loggers that fix
+    their columns by it have one for the norm.
 
     Args:
         epochs: Int of at least 1: epochs 0, `epochs`, 2 `epochs`, ... are measured.
