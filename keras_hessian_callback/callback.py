@@ -223,9 +223,9 @@ class HessianNormCallback(keras.callbacks.Callback):
             if self._on_error == "raise":
                 raise
             warnings.warn(
-                f"The event files in `log_dir` could not be written at epoch {self._epoch}, and are "
-                "off for the rest of this fit; the values go on to `history` and `logs`. The error "
-                f"was {type(error).__name__}: {str(error)[:300]}",
+                f"The event files in `log_dir` could not be written at epoch {self._epoch}, and "
+                "are off for the rest of this fit; the values go on to `history` and `logs`. The "
+                f"error was {type(error).__name__}: {str(error)[:300]}",
                 stacklevel=2,
             )
 
