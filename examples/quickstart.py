@@ -1,12 +1,13 @@
 """Train a small network on scikit-learn's digits and watch its curvature.
 
-Run:  python examples/quickstart.py [log directory]
+Run:  python examples/quickstart.py [directory of the logs]
 """
 
 import os
 import sys
+import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up messages
 
 import keras
 from sklearn.datasets import load_digits
@@ -14,7 +15,8 @@ from sklearn.datasets import load_digits
 from keras_hessian_callback import HessianNormCallback
 
 
-def main(log_dir: str = "logs") -> None:
+def main(logs: str = "logs") -> None:
+    log_dir = os.path.join(logs, time.strftime("%Y-%m-%d_%H.%M.%S"))
     keras.utils.set_random_seed(0)
     x, y = load_digits(return_X_y=True)
     x = (x / 16.0).astype("float32")
@@ -52,7 +54,8 @@ def main(log_dir: str = "logs") -> None:
             f"[{lower:7.3f}, {upper:7.3f}] {curve['num_matvecs'][row]:10d} "
             f"{curve['seconds'][row]:9.2f}"
         )
-    print(f"\nLook at the curve:  tensorboard --logdir {log_dir}")
+    beside_python = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "tensorboard"))
+    print(f"\nLook at the curve:  {beside_python} --logdir {logs}")
 
 
 if __name__ == "__main__":

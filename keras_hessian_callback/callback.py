@@ -7,13 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import HeldOutData
+from keras_hessian_callback.errors import ran_out_of_memory, summary
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import measure, resolve_method
 from keras_hessian_callback.objective import LossFn, check_backend
-from keras_hessian_callback.operators.hessian import HessianOperator, check_batch_size
+from keras_hessian_callback.operators.hessian import (
+    HessianOperator,
+    check_batch_size,
+    check_training,
+)
 from keras_hessian_callback.results import CurvatureReport
 from keras_hessian_callback.schedule import Every, resolve_schedule
 from keras_hessian_callback.summaries import SummaryWriter
@@ -26,8 +32,8 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     At the end of each epoch (or as `schedule` says) it estimates the Frobenius norm and the
     trace of the Hessian of the training loss on held-out examples, with 95 % intervals, at
-    the weights of that moment and in inference mode. Nothing of the run changes: weights,
-    optimizer, metrics and random numbers are the same, bit for bit, as without it.
+    the weights of that moment and in inference mode (unless `training`). Nothing of the run
+    changes: weights, optimizer, metrics and random numbers are the same, bit for bit, as without.
 
     The values go to
 
@@ -44,9 +50,9 @@ class HessianNormCallback(keras.callbacks.Callback):
     Args:
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`. Read once, here, into memory.
-        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact()`),
-            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
-            with its settings.
+        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact(products="autodiff")`),
+            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
+            its settings.
         log_dir: Directory that TensorBoard is started on. None: no event files.
         schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. The first epoch of a
             `fit` is measured in any case, for loggers that fix their columns by it; the event
@@ -55,6 +61,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
             result is the same. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
+        training: True: the loss in training mode, with batch normalisation by the statistics of
+            the held-out examples and fixed dropout masks; without `batch_size`.
         seed: Int: the random probes are a function of it and of the step, so a resumed run
             logs what an uninterrupted one would.
         on_error: `"warn"`: a measurement that fails warns once, and there are no more in this
@@ -91,6 +99,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         schedule: str | Every = "epoch",
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
+        training: bool = False,
         seed: int = 0,
         on_error: str = "warn",
     ) -> None:
@@ -98,18 +107,20 @@ class HessianNormCallback(keras.callbacks.Callback):
         check_backend()
         if on_error not in ("warn", "raise"):
             raise ValueError(f"`on_error` must be 'warn' or 'raise'; got {on_error!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
             raise TypeError(f"`seed` must be an integer; got {seed!r}.")
         if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
             raise TypeError(f"`log_dir` must be a path or None; got {log_dir!r}.")
         check_batch_size(batch_size)
+        check_training(training, batch_size)
         self._estimator = resolve_method(method)
         self._schedule = resolve_schedule(schedule)
         self._data = HeldOutData(data)
         self._log_dir = log_dir
         self._batch_size = batch_size
         self._loss_fn = loss_fn
-        self._seed = seed
+        self._training = training
+        self._seed = int(seed)
         self._on_error = on_error
         self._operator: HessianOperator | None = None
         self.report: CurvatureReport | None = None
@@ -141,6 +152,7 @@ class HessianNormCallback(keras.callbacks.Callback):
                 products=self._estimator.products,
                 batch_size=self._batch_size,
                 loss_fn=self._loss_fn,
+                training=self._training,
             )
             self._estimator.check(operator)
             self._operator = operator
@@ -202,9 +214,10 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._failed = True
             warnings.warn(
                 f"Measuring the Hessian failed at epoch {self._epoch}, step {step}, and is off for "
-                "the rest of this fit; what was logged before stays. If memory ran out, set "
-                "`batch_size`; on_error='raise' stops here with the traceback. The error was "
-                f"{type(error).__name__}: {str(error)[:300]}",
+                "the rest of this fit; what was logged before stays. "
+                f"{'Memory ran out: set `batch_size`. ' if ran_out_of_memory(error) else ''}"
+                "on_error='raise' stops here with the traceback. The error was "
+                f"{summary(error)}",
                 stacklevel=2,
             )
             return
@@ -225,7 +238,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             warnings.warn(
                 f"The event files in `log_dir` could not be written at epoch {self._epoch}, and "
                 "are off for the rest of this fit; the values go on to `history` and `logs`. The "
-                f"error was {type(error).__name__}: {str(error)[:300]}",
+                f"error was {summary(error)}",
                 stacklevel=2,
             )
 

@@ -1,6 +1,7 @@
 """Held-out data: read once into memory, handed out in micro-batches."""
 
 import inspect
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ _ACCEPTED = (
     "`data` takes (x, y), (x, y, sample_weight) of arrays (nested as in `fit`), "
     "a tf.data.Dataset of such batches, or a keras.utils.PyDataset"
 )
+_SLOW_SECONDS = 10  # of reading, before a dataset without a known end is remarked on
 _UNBOUNDED_BYTES = 4 * 2**30  # where a dataset does not know its length
 
 
@@ -42,7 +44,10 @@ class HeldOutData:
         if not leaves:
             raise ValueError(f"`data` holds no arrays. {_ACCEPTED}.")
         if any(leaf.ndim == 0 for leaf in leaves):
-            raise ValueError(f"`data` holds a scalar where examples are expected. {_ACCEPTED}.")
+            raise ValueError(
+                "`data` holds a scalar where examples are expected (lists are taken as nested "
+                f"structures: pass np.asarray of a list of numbers). {_ACCEPTED}."
+            )
         lengths = [len(leaf) for leaf in leaves]
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -73,6 +78,16 @@ def concatenate(first: Batch, second: Batch) -> Batch:
     return tf.nest.map_structure(
         lambda a, b: None if a is None else tf.concat([a, b], axis=0), first, second
     )
+
+
+def spread_out(batch: Batch, count: int) -> Batch:
+    """At most `count` of the examples, evenly spaced."""
+
+    def pick(leaf: tf.Tensor) -> tf.Tensor:
+        places = np.linspace(0, leaf.shape[0] - 1, min(count, leaf.shape[0])).round()
+        return tf.gather(leaf, places.astype("int64"))
+
+    return _map_arrays(pick, batch)
 
 
 def _read(data: Any) -> Batch:
@@ -108,7 +123,7 @@ def _as_batch(data: Any) -> Batch:
 def _dataset_batches(dataset: tf.data.Dataset) -> Iterator[Any]:
     """The batches of a finite dataset; one that does not know its length is read with a limit."""
     cardinality = int(dataset.cardinality())
-    if cardinality == tf.data.INFINITE_CARDINALITY:
+    if _is_endless(dataset):
         raise ValueError(
             "`data` is an infinite dataset; the examples are read into memory, so take some: "
             "data.take(num_batches)."
@@ -120,9 +135,16 @@ def _dataset_batches(dataset: tf.data.Dataset) -> Iterator[Any]:
             "split the held-out examples off before `.shuffle`.",
             stacklevel=2,
         )
-    num_bytes = 0
+    num_bytes, start, warned = 0, time.monotonic(), False
     for batch in dataset:
         yield batch
+        if not warned and cardinality < 0 and time.monotonic() - start > _SLOW_SECONDS:
+            warned = True
+            warnings.warn(
+                f"Reading `data` has taken {_SLOW_SECONDS} s, and does not say where it ends. If "
+                "it is endless, interrupt and take some: data.take(num_batches).",
+                stacklevel=2,
+            )
         if cardinality == tf.data.UNKNOWN_CARDINALITY:
             num_bytes += sum(np.asarray(leaf).nbytes for leaf in tf.nest.flatten(batch))
         if num_bytes > _UNBOUNDED_BYTES:
@@ -131,6 +153,15 @@ def _dataset_batches(dataset: tf.data.Dataset) -> Iterator[Any]:
                 "is endless, take some: data.take(num_batches); if not, say so: "
                 "data.apply(tf.data.experimental.assert_cardinality(num_batches))."
             )
+
+
+def _is_endless(dataset: tf.data.Dataset) -> bool:
+    """Whether the batches never end, as far as the pipeline shows."""
+    cardinality = int(dataset.cardinality())
+    if cardinality != tf.data.UNKNOWN_CARDINALITY or "Take" in type(dataset).__name__:
+        return cardinality == tf.data.INFINITE_CARDINALITY
+    inputs = [_is_endless(part) for part in dataset._inputs()]
+    return all(inputs) and bool(inputs) if "Zip" in type(dataset).__name__ else any(inputs)
 
 
 def _is_shuffled(dataset: tf.data.Dataset) -> bool:

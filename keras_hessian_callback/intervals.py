@@ -14,14 +14,16 @@ def mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
     The interval is Student's, with m - 1 degrees of freedom.
 
     Args:
-        samples: (m,) floats. Samples that are not finite make every field NaN; m = 1 leaves
-            the error NaN.
+        samples: (m,) floats. Samples that are not finite make every field NaN; m = 1, or
+            samples that are all the same, leave the error NaN.
         num_matvecs: Products that the samples cost, for the record.
     """
     value = float(np.mean(samples))
     if not math.isfinite(value) or len(samples) == 1:
         return _unknown_error(value, num_matvecs)
     standard_error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
+    if standard_error == 0.0 and value != 0.0:  # a few samples may agree by chance
+        return _unknown_error(value, num_matvecs)
     half_width = _student_quantile(len(samples) - 1.0) * standard_error
     return Estimate(value, standard_error, value - half_width, value + half_width, num_matvecs)
 
@@ -46,7 +48,7 @@ def root_mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
 
     Args:
         samples: (m,) non-negative floats. Samples that are not finite make every field NaN;
-            m = 1 leaves the error NaN.
+            m = 1, or samples that are all the same, leave the error NaN.
         num_matvecs: Products that the samples cost, for the record.
     """
     mean = float(np.mean(samples))
@@ -57,6 +59,8 @@ def root_mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
     m = len(samples)
     variation = float(np.var(samples / mean, ddof=1))
     root = math.sqrt(mean)
+    if variation == 0.0:
+        return _unknown_error(root, num_matvecs)
     value = root * (1.0 + variation / (8.0 * m))
     standard_error = 0.5 * root * math.sqrt(variation / m)
     variation *= 1.0 + variation / m

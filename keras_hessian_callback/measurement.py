@@ -13,7 +13,7 @@ from keras_hessian_callback.results import CurvatureReport, Estimate
 
 _METHODS: dict[str, Estimator] = {
     "stochastic": Hutchinson(),
-    "autodiff": Exact(),
+    "autodiff": Exact(products="autodiff"),
     "finite_difference": Exact(products="finite_difference"),
 }
 
@@ -25,6 +25,7 @@ def measure_curvature(
     *,
     batch_size: int | None = None,
     loss_fn: LossFn | None = None,
+    training: bool = False,
     seed: Seed = 0,
     state: Any = None,
 ) -> CurvatureReport:
@@ -34,14 +35,15 @@ def measure_curvature(
         model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`.
-        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact()`),
-            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator
-            with its settings.
+        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact(products="autodiff")`),
+            `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
+            its settings.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
             result is the same. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss:
             for a custom `train_step`, or for the Hessian of something else, such as
             `lambda model, x, y, w: tf.reduce_sum(model(x))`.
+        training: True: the loss in training mode, as `HessianOperator` has it.
         seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
@@ -69,7 +71,12 @@ def measure_curvature(
     """
     estimator = resolve_method(method)
     operator = HessianOperator(
-        model, data, products=estimator.products, batch_size=batch_size, loss_fn=loss_fn
+        model,
+        data,
+        products=estimator.products,
+        batch_size=batch_size,
+        loss_fn=loss_fn,
+        training=training,
     )
     report, _ = measure(operator, estimator, seed=seed, state=state)
     return report
@@ -82,6 +89,7 @@ def hessian_frobenius_norm(
     *,
     batch_size: int | None = None,
     loss_fn: LossFn | None = None,
+    training: bool = False,
     seed: Seed = 0,
 ) -> Estimate:
     """The Frobenius norm of the Hessian of a model's training loss on held-out data.
@@ -92,6 +100,7 @@ def hessian_frobenius_norm(
         method: A name or an estimator.
         batch_size: Examples per micro-batch; None: all at once.
         loss_fn: Instead of the compiled loss.
+        training: In training mode.
         seed: Of the random probes.
 
     Returns:
@@ -114,7 +123,13 @@ def hessian_frobenius_norm(
         (9.3333, 0.0)
     """
     report = measure_curvature(
-        model, data, method, batch_size=batch_size, loss_fn=loss_fn, seed=seed
+        model,
+        data,
+        method,
+        batch_size=batch_size,
+        loss_fn=loss_fn,
+        training=training,
+        seed=seed,
     )
     return report["frobenius_norm"]
 
@@ -133,6 +148,7 @@ def measure(
         num_matvecs=max(estimate.num_matvecs for estimate in estimates.values()),
         seconds=time.perf_counter() - start,
         method=repr(estimator),
+        products=operator.products,
     )
     return report, state
 

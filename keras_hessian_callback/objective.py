@@ -1,6 +1,7 @@
 """A Keras model's training loss as a pure function of weights and examples."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -9,6 +10,8 @@ import keras
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
+from keras_hessian_callback.masses import masses_of, num_examples
+from keras_hessian_callback.second_order import is_lower_precision
 
 Model: TypeAlias = keras.Model
 # What a model raises that is given data of another kind.
@@ -21,13 +24,15 @@ class Objective:
     """loss(weights, batch) of a model: two calls give the same value, and nothing changes.
 
     The loss is the one that `compile` and the layers define (sample and loss weights, masks,
-    regularizers, `add_loss`, an overridden `compute_loss`) in inference mode, or `loss_fn`.
-    The weights are mapped in a `keras.StatelessScope`: no variable, metric or seed generator
-    of the model is read in place of them or written.
+    regularizers, `add_loss`, an overridden `compute_loss`), or `loss_fn`. The weights are mapped
+    in a `keras.StatelessScope`: no variable, metric or seed generator of the model is read in
+    place of them or written. Seed generators start from fixed seeds at every call, and
+    half-precision weights are computed with in float32.
 
     Args:
         model: A built `keras.Model`; compiled, unless `loss_fn` is given.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
+        training: The mode in which the model is called. A `loss_fn` calls it as it likes.
 
     Raises:
         TypeError: If `model` is no model of Keras 3 or `loss_fn` cannot be called.
@@ -35,7 +40,9 @@ class Objective:
         RuntimeError: If Keras runs on another backend than TensorFlow.
     """
 
-    def __init__(self, model: keras.Model, loss_fn: LossFn | None = None) -> None:
+    def __init__(
+        self, model: keras.Model, loss_fn: LossFn | None = None, *, training: bool = False
+    ) -> None:
         _check_model(model)
         _check_strategy()
         if loss_fn is not None and not callable(loss_fn):
@@ -43,11 +50,14 @@ class Objective:
                 "`loss_fn` must be a function loss_fn(model, x, y, sample_weight) -> scalar; "
                 f"got {loss_fn!r}."
             )
+        if loss_fn is not None:
+            _check_arguments(loss_fn)
         if loss_fn is None:
             _check_compiled(model)
         self.model = model
         self.loss_fn = loss_fn
         self.variables = _trainable_variables(model)
+        self._training = training
         self._compiled_loss = getattr(model, "_compile_loss", None)
 
     def is_current(self, model: Model) -> bool:
@@ -59,13 +69,35 @@ class Objective:
         )
 
     def weights(self) -> list[tf.Tensor]:
-        """The current weights, one tensor per trainable variable."""
-        return [tf.identity(variable.value) for variable in self.variables]
+        """The current weights, one tensor per trainable variable, in float32 at least."""
+        return [_full_precision(variable) for variable in self.variables]
 
     def dtypes(self) -> list[tf.DType]:
-        """The dtypes of the weights and of the model's computations."""
-        names = [variable.dtype for variable in self.variables] + [self.model.compute_dtype]
-        return [tf.as_dtype(name) for name in names]
+        """The dtypes of weights, layers and losses, as they are computed with."""
+        names = [variable.dtype for variable in self.variables]
+        names += [layer.compute_dtype for layer in self.layers() if layer.variables]
+        if self.loss_fn is None:
+            losses = tf.nest.flatten(self.model.loss)
+            names += [getattr(loss, "dtype", keras.config.floatx()) for loss in losses]
+        return [tf.float32 if is_lower_precision(name) else tf.as_dtype(name) for name in names]
+
+    def layers(self) -> list[keras.layers.Layer]:
+        """The model and all layers in it."""
+        return list(self.model._flatten_layers())
+
+    def _scope(self, weights: Sequence[tf.Tensor]) -> keras.StatelessScope:
+        """Where variables read as the weights, and nothing is written."""
+        scope = keras.StatelessScope(collect_losses=True)
+        trainable = set(map(id, self.variables))
+        for number, variable in enumerate(self.model.variables):
+            if variable.name == "seed_generator_state":
+                seed = tf.constant([number, 0], variable.dtype)
+                scope.add_update((variable, seed))
+            elif id(variable) not in trainable and is_lower_precision(variable.dtype):
+                scope.add_update((variable, _full_precision(variable)))
+        for variable, weight in zip(self.variables, weights, strict=True):
+            scope.add_update((variable, weight))
+        return scope
 
     def __call__(self, weights: Sequence[tf.Tensor], batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss, and what it was divided by.
@@ -79,43 +111,56 @@ class Objective:
             loss's sum over the batch is divided by. The loss of two batches together is the
             mean of the two losses weighted by their masses.
         """
-        mapping = list(zip(self.variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+        with self._scope(weights):
             if self.loss_fn is not None:
                 loss = self.loss_fn(self.model, batch.x, batch.y, batch.sample_weight)
-                return _scalar(loss), tf.stack([_num_examples(batch)])
-            y_pred = _call(self.model, batch.x)
-            loss = _compute_loss(self.model, batch, y_pred)
-            return _scalar(loss), _masses(self.model, batch, y_pred)
+                return _scalar(loss), tf.stack([num_examples(batch)])
+            y_pred = _call(self.model, batch.x, self._training)
+            loss = _compute_loss(self.model, batch, y_pred, self._training)
+            return _scalar(loss), masses_of(self.model, batch, y_pred)
 
     def gradient(
         self, weights: Sequence[tf.Tensor], batch: Batch
     ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         """The loss, its masses, and its gradient: a dense tensor per trainable variable."""
-        variables = [variable.value for variable in self.variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            tape.watch(variables)
             loss, masses = self(weights, batch)
-        gradients, direct = tape.gradient(loss, [list(weights), variables])
-        self._check_dependence(gradients, direct)
-        return loss, masses, dense(gradients, weights)
-
-    def _check_dependence(self, gradients: Sequence[Any], direct: Sequence[Any]) -> None:
-        """Raises where the loss reads variables past the mapping, or no weights at all."""
-        for variable, gradient in zip(self.variables, direct, strict=True):
-            if gradient is not None:
-                raise ValueError(
-                    f"The loss reads the variable {variable.path!r} itself, where it should get a "
-                    "value in its place (tf.recompute_grad does so, and code that reads the "
-                    "underlying tf.Variable): its derivatives would be missed. Leave that out for "
-                    "the measurement."
-                )
+        try:
+            gradients = tape.gradient(loss, list(weights))
+        except LookupError as error:
+            raise ValueError(
+                f"TensorFlow cannot differentiate this loss at all, as training would need: {error}"
+            ) from error
         if all(gradient is None for gradient in gradients):
             raise ValueError(
                 "The loss does not depend on any trainable weight of the model. A `loss_fn` must "
                 "compute it from the `model` that it is given."
             )
+        return loss, masses, dense(gradients, weights)
+
+    def check_gradient(self, batch: Batch) -> None:
+        """Raises ValueError where the gradient by mapped weights is not that of training.
+
+        A gradient of the model's own may lose it: that of `tf.recompute_grad` does. Variables in
+        half precision, which are mapped in float32, are not checked.
+        """
+        if any(is_lower_precision(variable.dtype) for variable in self.variables):
+            return
+        weights = self.weights()
+        mapped = self.gradient(weights, batch)[2]
+        variables = [variable.value for variable in self.variables]
+        with tf.GradientTape() as tape:
+            loss, _ = self(variables, batch)
+        of_training = dense(tape.gradient(loss, variables), weights)
+        for variable, one, other in zip(self.variables, mapped, of_training, strict=True):
+            scale = float(tf.norm(other))
+            if math.isfinite(scale) and float(tf.norm(one - other)) > 1e-2 * scale:
+                raise ValueError(
+                    f"The gradient by {variable.path!r} is lost when a value is put in place of "
+                    "the variable, as by a function wrapped in tf.recompute_grad beforehand: "
+                    "its derivatives would be missed. Leave that out for the measurement."
+                )
 
 
 def dense(gradients: Sequence[Any], weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -127,12 +172,18 @@ def dense(gradients: Sequence[Any], weights: Sequence[tf.Tensor]) -> list[tf.Ten
 
 
 def check_backend() -> None:
-    """Raises RuntimeError where Keras runs on another backend than TensorFlow."""
+    """Raises RuntimeError where Keras is too old or on another backend than TensorFlow."""
     if keras.config.backend() != "tensorflow":
         raise RuntimeError(
             "keras_hessian_callback needs Keras on the TensorFlow backend; Keras runs on "
             f"{keras.config.backend()!r}. Set the environment variable KERAS_BACKEND=tensorflow "
             "before Keras is imported."
+        )
+    version = tuple(map(int, keras.__version__.split(".")[:2]))
+    if version < (3, 4):
+        raise RuntimeError(
+            f"keras_hessian_callback needs Keras 3.4 or later; this is {keras.__version__}. Run "
+            "pip install -U keras."
         )
 
 
@@ -148,6 +199,16 @@ def _check_model(model: Any) -> None:
             f"The model {model.name!r} is not built, so it has no weights yet. Begin it with "
             "keras.Input(shape), or call it on a batch of the data, before `fit` or a measurement."
         )
+
+
+def _check_arguments(loss_fn: LossFn) -> None:
+    try:
+        inspect.signature(loss_fn).bind(None, None, None, None)
+    except TypeError as error:
+        raise TypeError(
+            "`loss_fn` is called as loss_fn(model, x, y, sample_weight), which this one does not "
+            f"take ({error})."
+        ) from error
 
 
 def _check_strategy() -> None:
@@ -166,7 +227,7 @@ def _check_compiled(model: keras.Model) -> None:
             f"The model {model.name!r} is not compiled, so it has no training loss. Call "
             "`model.compile(loss=...)`, or pass loss_fn=lambda model, x, y, sample_weight: ..."
         )
-    if type(model).train_step is not keras.Model.train_step:
+    if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
         name = type(model).__name__
         loss = getattr(model.loss, "name", getattr(model.loss, "__name__", model.loss))
         warnings.warn(
@@ -195,9 +256,14 @@ def _trainable_variables(model: keras.Model) -> list[keras.Variable]:
     return variables
 
 
-def _call(model: keras.Model, x: Any) -> Any:
+def _full_precision(variable: keras.Variable) -> tf.Tensor:
+    dtype = "float32" if is_lower_precision(variable.dtype) else variable.dtype
+    return tf.cast(tf.identity(variable.value), dtype)
+
+
+def _call(model: keras.Model, x: Any, training: bool) -> Any:
     try:
-        return model(x, training=False) if model._call_has_training_arg else model(x)
+        return model(x, training=training) if model._call_has_training_arg else model(x)
     except _HOST_ERRORS as error:
         raise ValueError(
             f"The model {model.name!r} could not be called on the inputs of `data`. Pass examples "
@@ -205,13 +271,13 @@ def _call(model: keras.Model, x: Any) -> Any:
         ) from error
 
 
-def _compute_loss(model: Model, batch: Batch, y_pred: Any) -> Any:
+def _compute_loss(model: Model, batch: Batch, y_pred: Any, training: bool) -> Any:
     # Models that overrode compute_loss before it took `training` are called without it.
     compute_loss = getattr(model, "_compute_loss", model.compute_loss)
     takes_training = "training" in inspect.signature(compute_loss).parameters
-    training = {"training": False} if takes_training else {}
+    mode = {"training": training} if takes_training else {}
     try:
-        return compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, **training)
+        return compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, **mode)
     except _HOST_ERRORS as error:
         raise ValueError(
             f"The loss of the model {model.name!r} could not be computed on `data`. Pass targets "
@@ -226,63 +292,7 @@ def _scalar(loss: Any) -> tf.Tensor:
         got = "None" if loss is None else f"shape {loss.shape} and dtype {loss.dtype.name}"
         raise ValueError(
             f"The loss must be one real number; got {got}. Reduce it over the batch and the "
-            "outputs, as with tf.reduce_mean."
+            "outputs: in a `loss_fn` as with tf.reduce_mean, in a keras loss with its default "
+            "`reduction`."
         )
     return loss
-
-
-def _num_examples(batch: Batch) -> tf.Tensor:
-    leaf = next(leaf for leaf in tf.nest.flatten(batch) if leaf is not None)
-    return tf.cast(tf.shape(leaf)[0], tf.float64)
-
-
-def _masses(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
-    """What the compiled loss divides each output's sum by, as far as it differs by batch.
-
-    Keras averages over all entries, which is the same as over examples; but over the valid
-    entries where there is a mask, and over the weights with "mean_with_sample_weight".
-    """
-    masses = []
-    names = getattr(model, "output_names", [])
-    for key, output in _by_output(y_pred).items():
-        loss, target, weight = (
-            _of_output(values, key, names) for values in (model.loss, batch.y, batch.sample_weight)
-        )
-        if loss is None:  # not part of the sum, or of an overridden compute_loss
-            continue
-        mask = getattr(output, "_keras_mask", None)
-        ignored = getattr(loss, "ignore_class", None)
-        if ignored is not None and target is not None:
-            valid = tf.not_equal(target, tf.cast(ignored, target.dtype))
-            valid = tf.squeeze(valid, -1) if valid.shape.rank == output.shape.rank else valid
-            mask = valid if mask is None else tf.logical_and(tf.cast(mask, tf.bool), valid)
-        mass = None if mask is None else tf.cast(mask, tf.float64)
-        if getattr(loss, "reduction", None) == "mean_with_sample_weight" and weight is not None:
-            weight = tf.cast(weight, tf.float64)
-            while mass is not None and weight.shape.rank < mass.shape.rank:
-                weight = weight[..., None]
-            while mass is not None and weight.shape.rank > mass.shape.rank:
-                weight = tf.squeeze(weight, -1)
-            mass = weight if mass is None else weight * mass
-        masses.append(_num_examples(batch) if mass is None else tf.reduce_sum(mass))
-    return tf.stack(masses or [_num_examples(batch)])
-
-
-def _by_output(y_pred: Any) -> dict[Any, tf.Tensor]:
-    """The outputs by their key: a dictionary's own, else their place."""
-    if isinstance(y_pred, dict):
-        return {key: output for key, output in y_pred.items() if tf.is_tensor(output)}
-    outputs = y_pred if isinstance(y_pred, list | tuple) else [y_pred]
-    return {index: output for index, output in enumerate(outputs) if tf.is_tensor(output)}
-
-
-def _of_output(values: Any, key: Any, names: Sequence[str]) -> Any:
-    """What belongs to an output, of losses, targets or weights as `compile` and `fit` take them."""
-    if isinstance(values, dict):
-        if isinstance(key, int):
-            key = names[key] if key < len(names) else None
-        return values.get(key)
-    if isinstance(values, list | tuple):
-        index = key if isinstance(key, int) else list(names).index(key) if key in names else None
-        return values[index] if index is not None and index < len(values) else None
-    return values

@@ -56,6 +56,7 @@ class CurvatureReport(Mapping[str, Estimate]):
         num_matvecs: Hessian-vector products spent in all.
         seconds: Wall time of the products and of the estimator.
         method: The estimator with its settings.
+        products: How the products were made: `"autodiff"` or `"finite_difference"`.
 
     Example:
 
@@ -75,6 +76,7 @@ class CurvatureReport(Mapping[str, Estimate]):
     num_matvecs: int
     seconds: float
     method: str
+    products: str = "autodiff"
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -94,6 +96,7 @@ class CurvatureReport(Mapping[str, Estimate]):
             "num_matvecs": self.num_matvecs,
             "seconds": self.seconds,
             "method": self.method,
+            "products": self.products,
         }
 
 

@@ -1,5 +1,6 @@
 """When to measure: after every so many epochs, or every so many optimizer steps."""
 
+import numbers
 from dataclasses import dataclass
 
 
@@ -56,7 +57,7 @@ def every(*, epochs: int | None = None, steps: int | None = None) -> Every:
             "Write every(epochs=2) or every(steps=500)."
         )
     name, count = ("epochs", epochs) if epochs is not None else ("steps", steps)
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
         raise TypeError(f"`{name}` must be an integer; got {name}={count!r}.")
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1; got {name}={count}.")

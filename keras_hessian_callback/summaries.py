@@ -28,12 +28,6 @@ class SummaryWriter:
         directory = os.path.join(os.fspath(log_dir), "hessian")
         self._directory = directory if "://" in directory else os.path.abspath(directory)
         self._writer: tf.summary.SummaryWriter | None = None
-        if _open_writers.get(self._directory) is not None:
-            warnings.warn(
-                f"Another HessianNormCallback writes to {self._directory!r}, and TensorBoard reads "
-                "one writer per directory. If both are in use, give each its own `log_dir`.",
-                stacklevel=2,
-            )
         probe = os.path.join(self._directory, f".writable-{uuid.uuid4().hex}")
         try:
             tf.io.gfile.makedirs(self._directory)
@@ -45,7 +39,6 @@ class SummaryWriter:
                 f"`log_dir` cannot be written to: {self._directory!r} ({error}). Pass a directory "
                 "that can, or log_dir=None to write no event files."
             ) from error
-        _open_writers[self._directory] = self
 
     def write(self, report: CurvatureReport, step: int) -> None:
         """Writes each estimate with its 95 % band at `step`, and flushes.
@@ -53,6 +46,14 @@ class SummaryWriter:
         Tags: `hessian/<name>`, `hessian/<name>/lower`, `hessian/<name>/upper`.
         """
         if self._writer is None:
+            if self._directory in _open_writers:
+                warnings.warn(
+                    f"Another HessianNormCallback writes to {self._directory!r}, and TensorBoard "
+                    "reads one writer per directory. If both are in use, give each its own "
+                    "`log_dir`.",
+                    stacklevel=2,
+                )
+            _open_writers[self._directory] = self
             self._writer = tf.summary.create_file_writer(self._directory)
         # Another callback may hold a record_if(False) open between its hooks.
         with self._writer.as_default(step=step), tf.summary.record_if(True):

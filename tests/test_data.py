@@ -147,3 +147,22 @@ def test_a_dataset_that_never_ends_is_stopped(monkeypatch):
 def test_a_shuffled_dataset_warns_that_reading_draws_from_it():
     with pytest.warns(UserWarning, match="draws from its shuffle"):
         HeldOutData(dataset().shuffle(3))
+
+
+def test_an_endless_dataset_is_seen_below_what_hides_its_length():
+    finite = tf.data.Dataset.from_tensor_slices((X, Y))
+    endless = finite.repeat().filter(lambda *_: True)
+    for data in (endless.batch(4), endless.map(lambda x, y: (x, y)).batch(4).prefetch(2)):
+        with pytest.raises(ValueError, match="infinite dataset"):
+            HeldOutData(data)
+    assert HeldOutData(endless.take(8).batch(4)).num_examples == 8
+    zipped = tf.data.Dataset.zip(endless, finite.filter(lambda *_: True)).map(lambda a, b: b)
+    assert HeldOutData(zipped.batch(4)).num_examples == len(X)
+
+
+def test_a_dataset_that_takes_long_is_remarked_on(monkeypatch):
+    monkeypatch.setattr("keras_hessian_callback.data._SLOW_SECONDS", -1)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).filter(lambda *_: True).batch(2)
+    with pytest.warns(UserWarning, match="does not say where it ends") as seen:
+        HeldOutData(data)
+    assert len(seen) == 1

@@ -94,5 +94,5 @@ def test_max_parameters_below_one_is_refused(count):
 
 
 def test_unknown_products_are_refused_with_those_accepted():
-    with pytest.raises(ValueError, match="one of autodiff, finite_difference; got 'jvp'"):
+    with pytest.raises(ValueError, match="one of auto, autodiff, finite_difference; got 'jvp'"):
         Exact(products="jvp")

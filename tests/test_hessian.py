@@ -275,3 +275,33 @@ def test_a_loss_that_is_no_mean_needs_the_whole_batch(batch_size):
     model, data = double_precision(least_squares)
     model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
     assert relative_error(matrix(HessianOperator(model, data)), dense_hessian(model, data)) < 1e-8
+
+
+def test_fitted_examples_leave_micro_batches_alone():
+    """Where only rounding is left of the Hessian, a mean over examples is still told as one."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(44, 6)).astype("float32")
+    y = x[:, :3].argmax(axis=1)
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(64, "tanh"), keras.layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.05), loss)
+    for _ in range(5):
+        model.fit(x, y, epochs=150, verbose=0)
+        parts = HessianOperator(model, (x, y), batch_size=7)
+    assert model.evaluate(x, y, verbose=0) < 1e-4
+    vector = rng.normal(size=parts.shape[0]).astype("float32")
+    whole = HessianOperator(model, (x, y)).matvec(vector)
+    assert np.linalg.norm(parts.matvec(vector) - whole) < 1e-2 * np.linalg.norm(whole)
+
+
+def test_differences_step_by_the_precision_of_the_loss():
+    """float64 layers under a float32 loss, as `set_dtype_policy` alone leaves them."""
+    keras.config.set_dtype_policy("float64")
+    model, data = tanh_classifier()
+    vector = np.random.default_rng(0).normal(size=51)
+    exact = HessianOperator(model, data).matvec(vector)
+    difference = HessianOperator(model, data, products="finite_difference").matvec(vector)
+    assert np.linalg.norm(difference - exact) < 2e-3 * np.linalg.norm(exact)

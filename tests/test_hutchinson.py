@@ -81,7 +81,8 @@ def test_rademacher_is_exact_on_a_diagonal_and_normal_is_not():
     signs, _ = Hutchinson(num_probes=4)(operator)
     assert signs["frobenius_norm"].value == 5.0
     assert signs["trace"].value == -1.0
-    assert signs["frobenius_norm"].standard_error == 0.0
+    # A few samples that are all the same do not tell that the value is exact.
+    assert np.isnan(signs["frobenius_norm"].standard_error)
     normal, _ = Hutchinson(num_probes=400, distribution="normal")(operator)
     norm = normal["frobenius_norm"]
     assert norm.standard_error > 0
@@ -156,5 +157,5 @@ def test_probes_are_counted_in_integers(count):
 def test_unknown_settings_are_refused_with_those_accepted():
     with pytest.raises(ValueError, match="one of rademacher, normal; got 'gaussian'"):
         Hutchinson(distribution="gaussian")
-    with pytest.raises(ValueError, match="one of autodiff, finite_difference; got 'fd'"):
+    with pytest.raises(ValueError, match="one of auto, autodiff, finite_difference; got 'fd'"):
         Hutchinson(products="fd")

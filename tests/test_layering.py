@@ -16,6 +16,7 @@ ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_op
 ALLOWED = {
     "callback": {
         "data",
+        "errors",
         "estimators.estimator",
         "measurement",
         "objective",
@@ -35,23 +36,35 @@ ALLOWED = {
     },
     "summaries": {"results"},
     "intervals": {"results"},
-    "objective": {"data"},
+    "masses": {"data"},
+    "second_order": {"gradient_rules"},
+    "objective": {"data", "masses", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "estimators.exact": ESTIMATOR,
     "estimators.hutchinson": ESTIMATOR,
     "operators.hessian": {
         "data",
-        "linalg",
+        "errors",
+        "objective",
+        "operators.guard",
+        "operators.linear_operator",
+        "operators.shares",
+        "operators.traced",
+        "second_order",
+    },
+    "operators.guard": {"data", "double_precision", "linalg", "operators.traced", "second_order"},
+    "operators.shares": {"data", "linalg", "operators.traced"},
+    "operators.traced": {
+        "data",
         "objective",
         "operators.autodiff",
         "operators.finite_difference",
-        "operators.linear_operator",
         "second_order",
     },
-    "operators.autodiff": {"data", "linalg", "objective"},
+    "operators.autodiff": {"data", "linalg", "objective", "second_order"},
     "operators.finite_difference": {"data", "linalg", "objective"},
 }
-KERAS_ROOMS = {"callback", "objective", "data", "second_order"}
+KERAS_ROOMS = {"callback", "objective", "data", "masses", "second_order"}
 THIRD_PARTY = {"tensorflow", "keras", "numpy", "tensorboard"}
 
 ROOMS = {

@@ -8,7 +8,13 @@ import tensorflow as tf
 from keras_hessian_callback import HessianOperator, measure_curvature
 from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.objective import Objective
-from tests.problems import PROBLEMS, least_squares, tanh_classifier
+from tests.oracles import dense_hessian, double_precision
+from tests.problems import (
+    PROBLEMS,
+    batch_normalization_and_dropout,
+    least_squares,
+    tanh_classifier,
+)
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
@@ -294,3 +300,95 @@ def test_the_error_of_the_model_is_kept():
     message = r"(?s)could not be called on the inputs of `data`.*expected axis -1.*value 4"
     with pytest.raises(ValueError, match=message):
         HessianOperator(model, (np.ones((10, 7)), y))
+
+
+@pytest.mark.parametrize("products", ["autodiff", "finite_difference"])
+def test_functions_wrapped_by_recompute_grad_beforehand_are_refused(products):
+    """Their gradients by mapped weights are lost."""
+
+    class Block(keras.layers.Layer):
+        def build(self, shape):
+            self.dense = keras.layers.Dense(4, activation="tanh")
+            self.dense.build(shape)
+            self.function = tf.recompute_grad(self.dense.call)
+
+        def call(self, inputs):
+            return self.function(inputs)
+
+    model = keras.Sequential([keras.Input((3,)), Block(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="is lost when a value is put in place"):
+        HessianOperator(model, (np.ones((4, 3)), np.ones((4, 1))), products=products)
+
+
+def test_a_train_step_on_the_instance_is_noticed():
+    model, data = tanh_classifier()
+    model.train_step = lambda data: {}
+    with pytest.warns(UserWarning, match="train_step"):
+        HessianOperator(model, data)
+
+
+def test_a_loss_fn_of_other_arguments_is_refused():
+    model, data = tanh_classifier()
+    with pytest.raises(TypeError, match=r"`loss_fn` is called as loss_fn\(model, x, y, sample"):
+        HessianOperator(model, data, loss_fn=lambda model, x: 0.0)
+
+
+def test_a_loss_without_reduction_names_it():
+    model, data = tanh_classifier()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="default `reduction`"):
+        HessianOperator(model, data)
+
+
+def test_training_mode_is_the_loss_of_a_training_step():
+    """BatchNormalization by batch statistics, against differences of that loss's gradient."""
+
+    def build():
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                keras.layers.Dense(5, use_bias=False),
+                keras.layers.BatchNormalization(),
+                keras.layers.Activation("tanh"),
+                keras.layers.LayerNormalization(),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile("sgd", "mse")
+        rng = np.random.default_rng(0)
+        return model, (rng.normal(size=(10, 4)), rng.normal(size=(10, 1)))
+
+    def in_training(model, x, y, weight):
+        return model.compute_loss(x, y, model(x, training=True), weight)
+
+    model, data = double_precision(build)
+    before = [variable.numpy() for variable in model.variables]
+    actual = HessianOperator(model, data, training=True).matmat(np.eye(46))
+    after = [variable.numpy() for variable in model.variables]
+    assert all(map(np.array_equal, before, after))
+    expected = dense_hessian(model, data, in_training)
+    assert np.abs(actual - expected).max() < 1e-8 * np.abs(expected).max()
+    assert np.trace(actual) == pytest.approx(np.trace(expected), rel=1e-8)
+    report = measure_curvature(model, data, "autodiff", training=True)
+    assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(expected), rel=1e-8)
+
+
+def test_dropout_masks_are_the_same_at_every_product_and_measurement():
+    model, data = double_precision(batch_normalization_and_dropout)
+    operator = HessianOperator(model, data, training=True)
+    vector = np.random.default_rng(0).normal(size=operator.shape[0])
+    first = operator.matvec(vector)
+    model(np.ones((3, 4)), training=True)  # draws from the model's seeds
+    np.testing.assert_array_equal(operator.matvec(vector), first)
+    inference = HessianOperator(model, data).matvec(vector)
+    assert np.linalg.norm(first - inference) > 0.1 * np.linalg.norm(inference)
+
+
+def test_training_mode_takes_all_examples_at_once():
+    model, data = batch_normalization_and_dropout()
+    with pytest.raises(ValueError, match=r"training=True takes all examples.*batch_size=4"):
+        HessianOperator(model, data, training=True, batch_size=4)
+    with pytest.raises(TypeError, match="`training` must be True or False"):
+        HessianOperator(model, data, training=1)

@@ -52,4 +52,5 @@ def test_to_dict_is_strict_json():
         "num_matvecs": 32,
         "seconds": 0.5,
         "method": "Hutchinson(num_probes=32)",
+        "products": "autodiff",
     }

@@ -1,5 +1,6 @@
 """The contract of estimators: settings that, called with an operator, give estimates."""
 
+import numbers
 from typing import Any, Protocol
 
 from keras_hessian_callback.linalg import Seed
@@ -14,7 +15,7 @@ class Estimator(Protocol):
 
     @property
     def products(self) -> str:
-        """How the products are made: `"autodiff"` or `"finite_difference"`."""
+        """How the products are asked for: `"auto"`, `"autodiff"` or `"finite_difference"`."""
 
     def check(self, operator: LinearOperator) -> None:
         """Raises ValueError where this estimator cannot measure `operator`."""
@@ -30,7 +31,7 @@ class Estimator(Protocol):
 
 def check_count(name: str, count: int) -> None:
     """Raises unless `count`, the argument `name`, is an int of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
         raise TypeError(f"`{name}` must be an integer; got {name}={count!r}.")
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1; got {name}={count}.")

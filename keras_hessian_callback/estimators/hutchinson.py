@@ -35,8 +35,9 @@ class Hutchinson:
             of the norm is at most sqrt(1 / (2 num_probes)), reached where one eigenvalue
             dominates: 18 % for the default 16. With 1 probe the error is NaN.
         distribution: `"rademacher"`, entries -1 and +1, or `"normal"`.
-        products: How products are made, `"autodiff"` or `"finite_difference"`; the error bars
-            are those of the sampling, not of the differences.
+        products: How products are made: `"autodiff"`, `"finite_difference"`, or `"auto"`, the
+            first where it is right and the second where not. The error bars are those of the
+            sampling, not of the differences.
 
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
@@ -61,7 +62,7 @@ class Hutchinson:
 
     num_probes: int = 16
     distribution: str = "rademacher"
-    products: str = "autodiff"
+    products: str = "auto"
 
     def __post_init__(self) -> None:
         check_count("num_probes", self.num_probes)

@@ -1,5 +1,7 @@
 """Blocks of Hessian-vector products by central differences of the gradient."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
@@ -8,7 +10,7 @@ from keras_hessian_callback.objective import Objective
 
 
 def finite_difference_products(
-    objective: Objective, batch: Batch, vectors: tf.Tensor
+    objective: Objective, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Loss, masses, and (g(w + h v) - g(w - h v)) / (2 h) for each v: two gradients a product.
 
@@ -26,13 +28,13 @@ def finite_difference_products(
 
     Args:
         objective: The loss.
+        weights: One tensor per trainable variable.
         batch: The examples.
         vectors: (k, n), a vector a row.
 
     Returns:
         The loss, its masses, and the products (k, n).
     """
-    weights = objective.weights()
     epsilon = machine_epsilon(objective.dtypes())
     origin = pack(weights, vectors.dtype)
     scale = 1.0 + tf.sqrt(tf.reduce_mean(tf.square(origin)))

@@ -1,40 +1,19 @@
 """The Hessian of a model's loss on held-out data, as a linear operator."""
 
-import math
+import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.data import Batch, HeldOutData, concatenate
-from keras_hessian_callback.linalg import machine_epsilon, probes
+from keras_hessian_callback.data import HeldOutData
+from keras_hessian_callback.errors import ran_out_of_memory, summary
 from keras_hessian_callback.objective import LossFn, Model, Objective
-from keras_hessian_callback.operators.autodiff import autodiff_products
-from keras_hessian_callback.operators.finite_difference import finite_difference_products
+from keras_hessian_callback.operators.guard import check_derivatives
 from keras_hessian_callback.operators.linear_operator import Vectors, check_products
-from keras_hessian_callback.second_order import (
-    exact_derivatives,
-    operations,
-    refuse_dropped_second_derivatives,
-)
-
-_PRODUCTS = {"autodiff": autodiff_products, "finite_difference": finite_difference_products}
-
-# Operations that write state which a StatelessScope does not shield.
-_WRITES = (
-    "Assign",
-    "ResourceApply",
-    "ResourceScatter",
-    "ResourceStridedSliceAssign",
-    "LookupTableImport",
-    "LookupTableInsert",
-    "LookupTableRemove",
-    "Rng",
-    "StatefulRandom",
-    "StatefulStandardNormal",
-    "StatefulTruncatedNormal",
-    "StatefulUniform",
-)
+from keras_hessian_callback.operators.shares import find_shares
+from keras_hessian_callback.operators.traced import TracedProducts
+from keras_hessian_callback.second_order import SecondDerivativeError
 
 
 class HessianOperator:
@@ -50,11 +29,14 @@ class HessianOperator:
         model: A built `keras.Model`; compiled, unless `loss_fn` is given.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`. Read once into memory.
-        products: `"autodiff"`, exact up to rounding; or `"finite_difference"`, central
-            differences of the gradient: for models whose gradient TensorFlow cannot
-            differentiate.
+        products: `"autodiff"`, exact up to rounding; refused where TensorFlow's second
+            derivatives are missing or wrong. `"finite_difference"`, central differences of the
+            gradient. `"auto"`: the first, and with a warning the second where it is refused.
         batch_size: Int of at least 1: examples per micro-batch. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
+        training: True: the loss in training mode, with batch normalisation by the statistics of
+            the examples and the same dropout masks at every product and every measurement. All
+            examples at once, as the statistics are theirs.
 
     Raises:
         TypeError: If an argument is of a kind that is not accepted.
@@ -92,32 +74,23 @@ class HessianOperator:
         products: str = "autodiff",
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
+        training: bool = False,
     ) -> None:
         check_products(products)
         check_batch_size(batch_size)
-        self._objective = Objective(model, loss_fn)
+        check_training(training, batch_size)
+        self._objective = Objective(model, loss_fn, training=training)
         self._data = data if isinstance(data, HeldOutData) else HeldOutData(data)
         self._batches = self._data.micro_batches(batch_size)
-        variables = self._objective.variables
-        n = sum(math.prod(variable.shape) for variable in variables)
+        self._traced, self._shares = self._choose(products)
+        n = self._traced.num_parameters
         self.shape = (n, n)
-        self.dtype = np.result_type(
-            np.float32,
-            *(
-                np.dtype(tf.as_dtype(v.dtype).as_numpy_dtype)
-                for v in variables
-                if v.dtype in ("float32", "float64")
-            ),
-        )
-        self._exact = products == "autodiff"
-        self._function = self._trace(products)
-        try:
-            self._shares = self._check()
-        except tf.errors.OpError as error:
-            raise ValueError(
-                f"A Hessian-vector product failed: {str(error)[:300]}. If memory ran out, use a "
-                "smaller `batch_size`; if a derivative is missing, products='finite_difference'."
-            ) from error
+        self.dtype = self._traced.dtype
+
+    @property
+    def products(self) -> str:
+        """How the products are made: `"autodiff"` or `"finite_difference"`."""
+        return self._traced.products
 
     @property
     def num_examples(self) -> int:
@@ -153,109 +126,71 @@ class HessianOperator:
         if V.ndim != 2 or V.shape[0] != self.shape[0]:
             raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
         rows = tf.transpose(tf.cast(V, self.dtype))
+        weights = self._objective.weights()
         total = None
         for share, batch in zip(self._shares, self._batches, strict=True):
-            part = self._run(batch, rows)[2] * tf.constant(share, self.dtype)
+            part = self._traced(weights, batch, rows)[2] * tf.constant(share, self.dtype)
             total = part if total is None else total + part
         products = tf.transpose(total)
         return products if tf.is_tensor(V) else products.numpy()
 
-    def _run(self, batch: Batch, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return self._function(*_leaves(batch), rows)
-
-    def _trace(self, products: str) -> Any:
-        """The one graph: (examples, rows (k, n)) to loss, masses and products (k, n)."""
-        # Micro-batches of several sizes share the trace; one batch keeps its static shape.
-        static = len(self._batches) == 1
-        example = self._batches[0]
-        signature = [
-            tf.TensorSpec([leaf.shape[0] if static else None, *leaf.shape[1:]], leaf.dtype)
-            for leaf in _leaves(example)
-        ]
-        rows = tf.TensorSpec([None, self.shape[0]], tf.as_dtype(self.dtype))
-
-        def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            batch = _with_leaves(example, arguments[:-1])
-            return _PRODUCTS[products](self._objective, batch, arguments[-1])
-
-        function = tf.function(block, autograph=False, input_signature=[*signature, rows])
-        # The model's own summaries are not to be written once more.
-        with exact_derivatives(), tf.summary.record_if(False):
-            concrete = function.get_concrete_function()
-        if self._exact:
-            refuse_dropped_second_derivatives(concrete.graph)
-        writes = [name for name, kind in operations(concrete.graph) if kind.startswith(_WRITES)]
-        if writes:
-            raise ValueError(
-                f"Computing the loss writes variables of its own ({', '.join(writes[:3])}), so "
-                "measuring would change the run. Keep such state in keras variables "
-                "(`add_weight`, keras.random.SeedGenerator), which the measurement shields, or "
-                "leave it alone where `training` is False."
-            )
-        return concrete
-
-    def _check(self) -> list[float]:
-        """The share of each micro-batch; raises where there is no fixed, additive Hessian."""
-        probe = probes("rademacher", size=self.shape[0], block=0, seed=0, dtype=self.dtype)
-        row = tf.transpose(probe[:, :1])
-        parts = [self._run(batch, row) for batch in self._batches]
-        self._check_loss([float(part[0]) for part in parts])
-        masses = np.stack([part[1].numpy() for part in parts])
-        masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
-        if masses.shape[1] == 0:
-            return [1.0 / len(parts)] * len(parts)
-        shares = masses / masses.sum(axis=0)
-        if np.abs(shares - shares[:, :1]).max() > 1e-9:
-            raise ValueError(
-                "The outputs of the model are masked or weighted differently from micro-batch to "
-                "micro-batch, so the loss is no mean over them. Use batch_size=None."
-            )
-        self._check_additive(shares[:, 0], [part[2] for part in parts], row)
-        return shares[:, 0].tolist()
-
-    def _check_loss(self, losses: list[float]) -> None:
-        """Raises where a `loss_fn` is not finite, or a loss changes between two calls."""
-        of_user = self._objective.loss_fn is not None
-        wrong = [loss for loss in losses if not math.isfinite(loss)]
-        diverged = not all(np.isfinite(weight).all() for weight in self._objective.weights())
-        if of_user and wrong and not diverged:
-            raise ValueError(
-                f"`loss_fn` returned {wrong[0]} on the held-out data; it must be finite there."
-            )
-        none = tf.zeros([0, self.shape[0]], self.dtype)
-        again = float(self._run(self._batches[0], none)[0])
-        # A graph on a GPU may differ by rounding.
-        if math.isfinite(losses[0]) and not math.isclose(again, losses[0], rel_tol=1e-5):
-            drawn = [name for name, kind in operations(self._function.graph) if "Random" in kind]
-            raise ValueError(
-                f"{'`loss_fn`' if of_user else 'The loss'} changes between two calls with the same "
-                f"weights and examples ({losses[0]!r}, {again!r}), so it has no fixed Hessian. "
-                f"Random operations: {', '.join(drawn[:3]) or 'none found in the graph'}. Draw "
-                "with keras.random and a SeedGenerator, or only where `training` is True."
-            )
-
-    def _check_additive(
-        self, shares: np.ndarray, products: list[tf.Tensor], row: tf.Tensor
-    ) -> None:
-        """Raises where a product on two micro-batches together is not their weighted mean."""
-        # Above the rounding of the products, which for differences is their own error.
-        epsilon = machine_epsilon(self._objective.dtypes())
-        rounding = 1e3 * epsilon if self._exact else 10.0 * epsilon ** (1 / 3)
-        tolerance = min(max(rounding, 1e-6), 0.3)
-        for first in range(len(self._batches) - 1):
-            pair = slice(first, first + 2)
-            if not shares[pair].sum() > 0:
-                continue
-            together = self._run(concatenate(*self._batches[pair]), row)[2].numpy()
-            mean = np.average(products[pair], axis=0, weights=shares[pair])
-            scale = max(np.linalg.norm(part) for part in (together, *products[pair]))
-            if np.linalg.norm(together - mean) > tolerance * scale:
-                raise ValueError(
-                    "The loss of two micro-batches together is not the mean of theirs, so it is "
-                    "no mean over examples (but a sum, weighted by hand, or one that compares "
-                    "examples): micro-batches would give another Hessian. Use batch_size=None, "
-                    "or average over examples."
+    def _choose(self, products: str) -> tuple[TracedProducts, list[float]]:
+        """The products that can be had, and the share of each micro-batch."""
+        if products != "finite_difference":
+            try:
+                return self._made_by("autodiff")
+            except SecondDerivativeError as error:
+                if products == "autodiff":
+                    raise SecondDerivativeError(
+                        f"{error} Use products='finite_difference'."
+                    ) from error
+                warnings.warn(
+                    f"{error} Finite differences of the gradient are used instead.", stacklevel=2
                 )
+        return self._made_by("finite_difference")
+
+    def _made_by(self, products: str) -> tuple[TracedProducts, list[float]]:
+        traced = TracedProducts(self._objective, self._batches[0], products)
+        try:
+            shares = find_shares(traced, self._batches)
+        except tf.errors.OpError as error:
+            if products == "autodiff" and self._has_gradient(traced):
+                raise SecondDerivativeError(
+                    f"TensorFlow cannot differentiate the gradient of this model: {summary(error)}."
+                ) from error
+            cure = " Use a smaller `batch_size`." if ran_out_of_memory(error) else ""
+            raise ValueError(f"A Hessian-vector product failed.{cure} {summary(error)}") from error
+        if products == "autodiff":
+            try:
+                check_derivatives(traced, self._batches[0])
+            except (TypeError, tf.errors.OpError) as error:
+                warnings.warn(
+                    "Products by autodiff are used unchecked: the model cannot be computed in "
+                    f"float64 ({summary(error)}).",
+                    stacklevel=2,
+                )
+        return traced, shares
+
+    def _has_gradient(self, traced: TracedProducts) -> bool:
+        """Whether the graph runs where no product is asked for."""
+        none = tf.zeros([0, traced.num_parameters], traced.dtype)
+        try:
+            traced(self._objective.weights(), self._batches[0], none)
+        except tf.errors.OpError:
+            return False
+        return True
+
+
+def check_training(training: bool, batch_size: int | None) -> None:
+    """Raises unless `training` is a bool, and False where there are micro-batches."""
+    if not isinstance(training, bool):
+        raise TypeError(f"`training` must be True or False; got {training!r}.")
+    if training and batch_size is not None:
+        raise ValueError(
+            f"training=True takes all examples at once; got batch_size={batch_size}. Batch "
+            "normalisation by the statistics of micro-batches is the loss of another network. "
+            "Use batch_size=None, with fewer examples if memory is short."
+        )
 
 
 def check_batch_size(batch_size: int | None) -> None:
@@ -266,14 +201,3 @@ def check_batch_size(batch_size: int | None) -> None:
         raise TypeError(f"`batch_size` must be an integer or None; got {batch_size!r}.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
-
-
-def _leaves(batch: Batch) -> list[tf.Tensor]:
-    return [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
-
-
-def _with_leaves(example: Batch, leaves: tuple[tf.Tensor, ...]) -> Batch:
-    """A batch of the structure of `example` with other arrays in it."""
-    remaining = iter(leaves)
-    flat = [None if leaf is None else next(remaining) for leaf in tf.nest.flatten(example)]
-    return tf.nest.pack_sequence_as(example, flat)

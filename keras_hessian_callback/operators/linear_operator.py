@@ -8,7 +8,7 @@ import tensorflow as tf
 Vectors = TypeVar("Vectors", np.ndarray, tf.Tensor)
 
 
-PRODUCTS = ("autodiff", "finite_difference")
+PRODUCTS = ("auto", "autodiff", "finite_difference")
 
 
 class LinearOperator(Protocol):
@@ -21,6 +21,10 @@ class LinearOperator(Protocol):
     @property
     def dtype(self) -> np.dtype:
         """Dtype of the vectors."""
+
+    @property
+    def products(self) -> str:
+        """How they are made: `"autodiff"`, exact up to rounding, or `"finite_difference"`."""
 
     def matvec(self, v: Vectors) -> Vectors:
         """The product with v (n,); arrays give arrays, tensors give tensors."""
@@ -35,6 +39,8 @@ class DenseOperator:
     Args:
         matrix: (n, n) array of floats, symmetric.
     """
+
+    products = "autodiff"
 
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix = tf.constant(matrix)

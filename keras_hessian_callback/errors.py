@@ -1,0 +1,23 @@
+"""What an exception says, in few words."""
+
+import tensorflow as tf
+
+_MAX_LENGTH = 300
+
+
+def summary(error: BaseException) -> str:
+    """Kind and cause of an exception on one line.
+
+    TensorFlow's errors begin with where a node was defined, over many lines; the cause is last.
+    """
+    text = str(error)
+    if isinstance(error, tf.errors.OpError):
+        lines = [line.strip() for line in text.split(" [Op:")[0].splitlines()]
+        causes = [line for line in lines if line and not line.startswith(("[[", "Hint:"))]
+        text = causes[-1] if causes else text
+    return f"{type(error).__name__}: {text[:_MAX_LENGTH]}"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it was for want of memory."""
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)

@@ -1,0 +1,67 @@
+"""What a loss divides its sum over a batch by: the weight of the batch in a mean of batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch
+
+
+def num_examples(batch: Batch) -> tf.Tensor:
+    """The number of examples in a batch, a float64 scalar."""
+    leaf = next(leaf for leaf in tf.nest.flatten(batch) if leaf is not None)
+    return tf.cast(tf.shape(leaf)[0], tf.float64)
+
+
+def masses_of(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
+    """What the compiled loss divides each output's sum by, as far as it differs by batch.
+
+    Keras averages over all entries, which is the same as over examples; but over the valid
+    entries where there is a mask, and over the weights with "mean_with_sample_weight".
+    """
+    masses = []
+    names = getattr(model, "output_names", [])
+    for key, output in _by_output(y_pred).items():
+        loss, target, weight = (
+            _of_output(values, key, names) for values in (model.loss, batch.y, batch.sample_weight)
+        )
+        if loss is None:  # not part of the sum, or of an overridden compute_loss
+            continue
+        mask = getattr(output, "_keras_mask", None)
+        ignored = getattr(loss, "ignore_class", None)
+        if ignored is not None and target is not None:
+            valid = tf.not_equal(target, tf.cast(ignored, target.dtype))
+            valid = tf.squeeze(valid, -1) if valid.shape.rank == output.shape.rank else valid
+            mask = valid if mask is None else tf.logical_and(tf.cast(mask, tf.bool), valid)
+        mass = None if mask is None else tf.cast(mask, tf.float64)
+        if getattr(loss, "reduction", None) == "mean_with_sample_weight" and weight is not None:
+            weight = tf.cast(weight, tf.float64)
+            while mass is not None and weight.shape.rank < mass.shape.rank:
+                weight = weight[..., None]
+            while mass is not None and weight.shape.rank > mass.shape.rank:
+                weight = tf.squeeze(weight, -1)
+            mass = weight if mass is None else weight * mass
+        masses.append(num_examples(batch) if mass is None else tf.reduce_sum(mass))
+    return tf.stack(masses or [num_examples(batch)])
+
+
+def _by_output(y_pred: Any) -> dict[Any, tf.Tensor]:
+    """The outputs by their key: a dictionary's own, else their place."""
+    if isinstance(y_pred, dict):
+        return {key: output for key, output in y_pred.items() if tf.is_tensor(output)}
+    outputs = y_pred if isinstance(y_pred, list | tuple) else [y_pred]
+    return {index: output for index, output in enumerate(outputs) if tf.is_tensor(output)}
+
+
+def _of_output(values: Any, key: Any, names: Sequence[str]) -> Any:
+    """What belongs to an output, of losses, targets or weights as `compile` and `fit` take them."""
+    if isinstance(values, dict):
+        if isinstance(key, int):
+            key = names[key] if key < len(names) else None
+        return values.get(key)
+    if isinstance(values, list | tuple):
+        index = key if isinstance(key, int) else list(names).index(key) if key in names else None
+        return values[index] if index is not None and index < len(values) else None
+    return values

@@ -1,0 +1,191 @@
+"""Compares products by autodiff with differences of the gradient, variable by variable."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch, spread_out
+from keras_hessian_callback.double_precision import in_double_precision
+from keras_hessian_callback.linalg import pack, probes, unpack
+from keras_hessian_callback.operators.traced import NUM_EXAMPLES, TracedProducts
+from keras_hessian_callback.second_order import SecondDerivativeError, custom_gradients
+
+_DISTANCES = (1e-7, 1e-5, 1e-3)  # ||h v|| relative to 1 + rms(w); the next where one is unsure
+_TOLERANCE = 1e-4  # relative error of a variable's part of a product
+_ROUNDING = 1e-14  # relative, of a gradient in float64
+
+
+def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
+    """Raises SecondDerivativeError where products by autodiff are not those of the gradient.
+
+    The traced graph itself is computed in float64, on a few of the examples and at weights moved
+    a little off the model's, so that no unit sits on its kink and no derivative vanishes by
+    symmetry. Its product with a random vector is compared with (g(w + h v) - g(w - h v)) / (2 h).
+    float64 allows an h so small that kinks (ReLU, max-pooling) are next to never crossed; where
+    one was, the difference over 2 h tells. What is found wrong counts if a second vector
+    confirms it.
+
+    Differences that are not symmetric, u'(J v) against v'(J u), tell that the gradient is not the
+    derivative of any function. Where autodiff is symmetric still, the model stops gradients
+    (`tf.stop_gradient`), and its product holds what is stopped constant: that is used, with a
+    warning.
+
+    Args:
+        traced: Products by autodiff.
+        batch: Examples.
+
+    Raises:
+        SecondDerivativeError: With the variables and the sizes of their errors.
+        ValueError: If there is no Hessian to measure.
+        TypeError, tf.errors.OpError: If there is no float64 form of the graph.
+
+    Cost: A product and 5 gradients in float64 on 4 examples (on all of `batch`, where the model
+    was traced for a fixed number).
+    """
+    gradients = _Gradients(traced, batch)
+    for point in gradients.places():
+        comparison = gradients.compare(point, _DISTANCES[0], block=0)
+        if np.isfinite(comparison.error).all():
+            break
+    else:
+        return  # the measurement will say that nothing is finite
+    for number, distance in enumerate(_DISTANCES):
+        if number:
+            comparison = gradients.compare(point, distance, block=2 * number)
+        if comparison.wrong().any():
+            again = gradients.compare(point, distance, block=2 * number + 1)
+            wrong = comparison.wrong() & again.wrong()
+            if wrong.any():
+                _judge(traced, comparison, again, wrong)
+                return
+        elif not comparison.unsure():
+            return
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One product by autodiff and by differences: (n,); norms of each variable's part of it."""
+
+    vector: np.ndarray
+    product: np.ndarray
+    difference: np.ndarray  # over h
+    size: np.ndarray
+    error: np.ndarray  # of the product less the difference
+    spread: np.ndarray  # of the difference over h less the one over 2 h
+    rounding: float
+
+    def wrong(self) -> np.ndarray:
+        return self.error > _TOLERANCE * self.size + 10.0 * self.spread + self.rounding
+
+    def unsure(self) -> bool:
+        seen = self.size > 100.0 * self.rounding
+        return bool(np.any(10.0 * self.spread[seen] > 0.03 * self.size[seen]))
+
+    def relative_error(self) -> np.ndarray:
+        return self.error / np.maximum(self.size, np.finfo(np.float64).tiny)
+
+
+class _Gradients:
+    """The gradient and products of a few examples in float64, by weights."""
+
+    def __init__(self, traced: TracedProducts, batch: Batch) -> None:
+        self._traced = traced
+        self._double = in_double_precision(traced.concrete)
+        self._batch = spread_out(batch, NUM_EXAMPLES) if traced.any_size else batch
+        self._weights = [tf.cast(w, tf.float64) for w in traced.objective.weights()]
+        self._ends = np.cumsum([math.prod(weight.shape) for weight in self._weights])
+
+    def places(self) -> Iterator[np.ndarray]:
+        """Weights a little off the model's, then its own, where those leave its domain."""
+        moved = [
+            weight + 0.02 * max(float(tf.sqrt(tf.reduce_mean(weight**2))), 0.05) * noise
+            for weight, noise in zip(self._weights, self._noise(), strict=True)
+        ]
+        yield pack(moved, tf.float64).numpy()
+        yield pack(self._weights, tf.float64).numpy()
+
+    def compare(self, point: np.ndarray, distance: float, *, block: int) -> _Comparison:
+        """One product at `point`, against differences over `distance` and twice that."""
+        n = len(point)
+        vector = probes("rademacher", size=n, block=block, seed=0, dtype=np.dtype("float64"))
+        vector = vector[:, 0].numpy() / math.sqrt(n)
+        h = distance * (1.0 + math.sqrt(np.mean(point**2)))
+        product, gradient = self._at(point, vector[None, :])
+        product = product[0]
+        over_h, over_2h = self._difference(point, vector, h), self._difference(point, vector, 2 * h)
+        return _Comparison(
+            vector,
+            product,
+            over_h,
+            size=np.maximum(self._norms(over_h), self._norms(product)),
+            error=self._norms(product - over_h),
+            spread=self._norms(over_h - over_2h),
+            rounding=_ROUNDING * float(np.linalg.norm(gradient)) / h,
+        )
+
+    def _difference(self, point: np.ndarray, vector: np.ndarray, h: float) -> np.ndarray:
+        none = np.zeros([0, len(point)])
+        ahead, behind = (self._at(point + s * vector, none)[1] for s in (h, -h))
+        return (ahead - behind) / (2.0 * h)
+
+    def _at(self, point: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weights = unpack(tf.constant(point), self._weights)
+        arguments = self._traced.arguments(weights, self._batch, tf.constant(rows))
+        _, _, products, gradient = self._double(*arguments)
+        return products.numpy(), gradient.numpy()
+
+    def _norms(self, values: np.ndarray) -> np.ndarray:
+        return np.array([np.linalg.norm(part) for part in np.split(values, self._ends[:-1])])
+
+    def _noise(self) -> list[tf.Tensor]:
+        return [
+            tf.random.stateless_normal(weight.shape, [0, number], dtype=tf.float64)
+            for number, weight in enumerate(self._weights)
+        ]
+
+
+def _judge(
+    traced: TracedProducts, first: _Comparison, second: _Comparison, wrong: np.ndarray
+) -> None:
+    """Raises, or warns, for the reason that autodiff and differences disagree."""
+
+    def is_symmetric(one: np.ndarray, other: np.ndarray, error: float) -> bool:
+        tolerance = (1e-3 * np.linalg.norm(one) + error) / math.sqrt(len(one))
+        return bool(abs(second.vector @ one - first.vector @ other) < tolerance)
+
+    spread = 10.0 * float(np.linalg.norm(first.spread) + np.linalg.norm(second.spread))
+    if is_symmetric(first.difference, second.difference, spread):
+        raise SecondDerivativeError(_message(traced, first.relative_error(), wrong))
+    if not is_symmetric(first.product, second.product, 0.0):
+        raise ValueError(
+            "The gradient of this loss is not the derivative of any function, so there is no "
+            f"Hessian.{_own_gradients(traced)} products='finite_difference' measures the Jacobian "
+            "of the gradient all the same."
+        )
+    warnings.warn(
+        "The gradient of this loss is not its derivative: it stops gradients (tf.stop_gradient), "
+        "or has one of its own (a straight-through estimator). The Hessian measured is that with "
+        f"what is stopped held constant.{_own_gradients(traced)}",
+        stacklevel=2,
+    )
+
+
+def _message(traced: TracedProducts, errors: np.ndarray, wrong: np.ndarray) -> str:
+    variables = traced.objective.variables
+    worst = [index for index in np.argsort(-errors) if wrong[index]]
+    named = [f"{variables[i].path} ({100.0 * errors[i]:.2g} %)" for i in worst[:4]]
+    more = f" and {len(worst) - 4} more" if len(worst) > 4 else ""
+    return (
+        "Products by autodiff disagree with differences of the gradient, in the weights "
+        f"{', '.join(named)}{more}: TensorFlow, or a tf.custom_gradient, has a second derivative "
+        f"wrong.{_own_gradients(traced)}"
+    )
+
+
+def _own_gradients(traced: TracedProducts) -> str:
+    names = custom_gradients(traced.concrete.graph)
+    return f" The graph has gradients of its own at {', '.join(names[:3])}." if names else ""

@@ -1,0 +1,143 @@
+"""The one graph of an operator: blocks of products of a loss, traced once."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch, spread_out
+from keras_hessian_callback.objective import Objective
+from keras_hessian_callback.operators.autodiff import autodiff_products
+from keras_hessian_callback.operators.finite_difference import finite_difference_products
+from keras_hessian_callback.second_order import (
+    SecondDerivativeError,
+    check_first_derivatives,
+    check_second_derivatives,
+    custom_gradients,
+    exact_derivatives,
+    operations,
+)
+
+NUM_EXAMPLES = 4  # of the checks of derivatives
+_PRODUCTS = {"autodiff": autodiff_products, "finite_difference": finite_difference_products}
+
+# Operations that write state which a StatelessScope does not shield.
+_WRITES = (
+    "Assign",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceStridedSliceAssign",
+    "LookupTableImport",
+    "LookupTableInsert",
+    "LookupTableRemove",
+    "Rng",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+)
+
+
+class TracedProducts:
+    """Loss, masses and products of any number of vectors, on batches of any size.
+
+    Args:
+        objective: The loss.
+        example: A batch, whose number of examples is left open unless the model needs it.
+        products: `"autodiff"` or `"finite_difference"`.
+
+    Raises:
+        SecondDerivativeError: If TensorFlow drops or lacks a second derivative.
+        ValueError: If the loss cannot be computed, or writes variables of its own.
+    """
+
+    def __init__(self, objective: Objective, example: Batch, products: str) -> None:
+        self.objective = objective
+        self.products = products
+        self._example = example
+        weights = objective.weights()
+        self.num_parameters = sum(math.prod(weight.shape) for weight in weights)
+        self.dtype = np.result_type(np.float32, *(w.dtype.as_numpy_dtype for w in weights))
+        try:
+            self.concrete = self._trace(weights, any_size=True)
+            self.any_size = True
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            if isinstance(error, SecondDerivativeError):
+                raise
+            self.concrete = self._trace(weights, any_size=False)
+            self.any_size = False
+        check_first_derivatives(self.concrete.graph)
+        if products == "autodiff":
+            check_second_derivatives(self.concrete.graph)
+        if custom_gradients(self.concrete.graph):  # tf.recompute_grad is one
+            few = spread_out(example, NUM_EXAMPLES) if self.any_size else example
+            with exact_derivatives(objective.layers()):
+                objective.check_gradient(few)
+        self._check_dependence()
+        writes = [name for name, kind in self.operations() if kind.startswith(_WRITES)]
+        if writes:
+            raise ValueError(
+                f"Computing the loss writes variables of its own ({', '.join(writes[:3])}), so "
+                "measuring would change the run. Keep such state in keras variables "
+                "(`add_weight`, keras.random.SeedGenerator), which the measurement shields, or "
+                "leave it alone where `training` is False."
+            )
+
+    def _check_dependence(self) -> None:
+        """Raises where the loss reads trainable variables past the weights that it is given."""
+        captured = {id(tensor) for tensor in self.concrete.captured_inputs}
+        for variable in self.objective.variables:
+            if id(variable.value.handle) in captured:
+                raise ValueError(
+                    f"The loss reads the variable {variable.path!r} itself, where it should get a "
+                    "value in its place, as code that reads the underlying tf.Variable does: its "
+                    "derivatives would be missed. Leave that out for the measurement."
+                )
+
+    def operations(self) -> list[tuple[str, str]]:
+        """Name and type of every operation of the graph."""
+        return operations(self.concrete.graph)
+
+    def __call__(
+        self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Loss, masses, and products (k, n) of rows (k, n), at these weights."""
+        return self.concrete(*self.arguments(weights, batch, rows))[:3]
+
+    def arguments(
+        self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """What the graph takes: the weights, the arrays of the batch, and the rows."""
+        return [*weights, *_leaves(batch), rows]
+
+    def _trace(self, weights: Sequence[tf.Tensor], *, any_size: bool) -> Any:
+        first = len(weights)
+        signature = [tf.TensorSpec(weight.shape, weight.dtype) for weight in weights]
+        for leaf in _leaves(self._example):
+            size = None if any_size else leaf.shape[0]
+            signature.append(tf.TensorSpec([size, *leaf.shape[1:]], leaf.dtype))
+        rows = tf.TensorSpec([None, self.num_parameters], tf.as_dtype(self.dtype))
+
+        def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            batch = _with_leaves(self._example, arguments[first:-1])
+            return _PRODUCTS[self.products](
+                self.objective, list(arguments[:first]), batch, arguments[-1]
+            )
+
+        function = tf.function(block, autograph=False, input_signature=[*signature, rows])
+        # The model's own summaries are not to be written once more.
+        with exact_derivatives(self.objective.layers()), tf.summary.record_if(False):
+            return function.get_concrete_function()
+
+
+def _leaves(batch: Batch) -> list[tf.Tensor]:
+    return [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+
+
+def _with_leaves(example: Batch, leaves: Sequence[tf.Tensor]) -> Batch:
+    """A batch of the structure of `example` with other arrays in it."""
+    remaining = iter(leaves)
+    flat = [None if leaf is None else next(remaining) for leaf in tf.nest.flatten(example)]
+    return tf.nest.pack_sequence_as(example, flat)
