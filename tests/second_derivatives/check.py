@@ -190,8 +190,7 @@ def plain_hessian(model: Probe) -> np.ndarray:
             value = loss(model, DUMMY)
         gradient = _flatten(inner.gradient(value, values), variables)
     rows = []
-    for index in range(int(gradient.shape[0])):
-        cotangent = tf.one_hot(index, int(gradient.shape[0]), dtype=gradient.dtype)
+    for cotangent in tf.unstack(tf.eye(int(gradient.shape[0]), dtype=gradient.dtype)):
         parts = tape.gradient(gradient, values, output_gradients=cotangent)
         rows.append(_flatten(parts, variables).numpy())
     return np.stack(rows)
