@@ -218,7 +218,6 @@ def _one_of_ones_own() -> Callable[[Any], Any]:
     return lambda prediction: instance(_REAL, prediction)
 
 
-
 REGULARIZERS = [
     *(
         Row(
@@ -495,25 +494,25 @@ IMAGE = [
     *(
         _function(
             "ops.image.affine_transform",
-        verdict=REFUSED,
-        refusal="ImageProjectiveTransformV3",
             normal(1, 4, 4, 1),
             fixed(np.array([[1.0, 0.2, 0.3, -0.1, 0.9, 0.4, 0.0, 0.0]])),
             variant=method,
             interpolation=method,
             step=0.1,
             fill_mode="reflect",
+            verdict=REFUSED,
+            refusal="ImageProjectiveTransformV3",
         )
         for method in ("nearest", "bilinear")
     ),
     _function(
         "ops.image.perspective_transform",
-        verdict=REFUSED,
-        refusal="ImageProjectiveTransformV3",
         normal(1, 4, 4, 1),
         fixed(np.array([[[0.0, 0.0], [0.0, 4.0], [4.0, 0.0], [4.0, 4.0]]])),
         fixed(np.array([[[0.1, 0.2], [0.0, 3.7], [3.9, 0.3], [4.0, 4.0]]])),
         step=0.1,
+        verdict=REFUSED,
+        refusal="ImageProjectiveTransformV3",
     ),
     _function(
         "ops.image.map_coordinates",
