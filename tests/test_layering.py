@@ -25,9 +25,9 @@ ALLOWED = {
         "summaries",
     },
     "measurement": {
+        "estimators.deflated",
         "estimators.estimator",
         "estimators.exact",
-        "estimators.hutchinson",
         "linalg",
         "objective",
         "operators.hessian",
@@ -37,6 +37,9 @@ ALLOWED = {
     "intervals": {"results"},
     "objective": {"data"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
+    "deflation": {"linalg", "operators.linear_operator"},
+    "split_estimates": {"deflation", "intervals", "results"},
+    "estimators.deflated": ESTIMATOR | {"deflation", "split_estimates"},
     "estimators.exact": ESTIMATOR,
     "estimators.hutchinson": ESTIMATOR,
     "operators.hessian": {

@@ -1,12 +1,12 @@
 """The contract between operators and estimators, and a dense operator for small matrices."""
 
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 Vectors = TypeVar("Vectors", np.ndarray, tf.Tensor)
-
 
 PRODUCTS = ("autodiff", "finite_difference")
 
@@ -28,6 +28,17 @@ class LinearOperator(Protocol):
     def matmat(self, V: Vectors) -> Vectors:
         """The products with the columns of V (n, k); arrays give arrays, tensors tensors."""
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each fold: parts of the data, whose weighted mean the matrix is."""
+
+    def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
+        """The products (n, k) with the matrix of each fold; at the cost of `matmat`."""
+
+    @property
+    def layers(self) -> tuple[tuple[str, slice], ...]:
+        """Names and entries of the parts of a vector, in order; a name may come again."""
+
 
 class DenseOperator:
     """A symmetric matrix that is at hand, as an operator: for tests and small experiments.
@@ -35,6 +46,9 @@ class DenseOperator:
     Args:
         matrix: (n, n) array of floats, symmetric.
     """
+
+    layers: tuple[tuple[str, slice], ...] = ()
+    shares: tuple[float, ...] = (1.0,)
 
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix = tf.constant(matrix)
@@ -49,6 +63,10 @@ class DenseOperator:
         """The products with the columns of V (n, k)."""
         products = self._matrix @ tf.convert_to_tensor(V)
         return products if tf.is_tensor(V) else products.numpy()
+
+    def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
+        """The products, in one fold."""
+        yield self.matmat(V)
 
 
 def check_products(products: str) -> None:
