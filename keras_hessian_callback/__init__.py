@@ -1,15 +1,17 @@
 """Curvature of neural networks, watched while they train."""
 
 from keras_hessian_callback.callback import HessianNormCallback
+from keras_hessian_callback.estimators.deflated import Deflated
 from keras_hessian_callback.estimators.exact import Exact
 from keras_hessian_callback.estimators.hutchinson import Hutchinson
 from keras_hessian_callback.measurement import hessian_frobenius_norm, measure_curvature
 from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.results import CurvatureReport, Estimate
-from keras_hessian_callback.schedule import every
+from keras_hessian_callback.schedule import every, within
 
 __all__ = [
     "CurvatureReport",
+    "Deflated",
     "Estimate",
     "Exact",
     "HessianNormCallback",
@@ -18,4 +20,5 @@ __all__ = [
     "every",
     "hessian_frobenius_norm",
     "measure_curvature",
+    "within",
 ]

@@ -20,8 +20,8 @@ from keras_hessian_callback.operators.hessian import (
     check_batch_size,
     check_training,
 )
-from keras_hessian_callback.results import CurvatureReport
-from keras_hessian_callback.schedule import Every, resolve_schedule
+from keras_hessian_callback.results import LAYER, CurvatureReport
+from keras_hessian_callback.schedule import Budget, Schedule, Within, resolve_schedule
 from keras_hessian_callback.summaries import SummaryWriter
 
 _LOG_KEY = "hessian_frobenius_norm"
@@ -30,31 +30,35 @@ _LOG_KEY = "hessian_frobenius_norm"
 class HessianNormCallback(keras.callbacks.Callback):
     """Measures the curvature of the training loss while `model.fit` runs.
 
-    At the end of each epoch (or as `schedule` says) it estimates the Frobenius norm and the
-    trace of the Hessian of the training loss on held-out examples, with 95 % intervals, at
-    the weights of that moment and in inference mode (unless `training`). Nothing of the run
-    changes: weights, optimizer, metrics and random numbers are the same, bit for bit, as without.
+    At the end of each epoch (or as `schedule` says) it estimates the Frobenius norm of the
+    Hessian of the training loss on held-out examples, and what else the same products tell
+    (trace, extreme eigenvalues, norm by layer), with 95 % intervals, at the weights of that
+    moment and in inference mode (unless `training`). Nothing of the run changes: weights,
+    optimizer, metrics and random numbers are the same, bit for bit, as without it.
 
     The values go to
 
     * TensorBoard, in the run `<log_dir>/hessian`: `hessian/frobenius_norm` with
-      `.../lower` and `.../upper`, and the same for `hessian/trace`. The step is the epoch, or
-      the optimizer's `iterations` where the schedule counts steps;
+      `.../lower` and `.../upper`, the same for `hessian/trace` and the others, and
+      `hessian_by_layer/frobenius_norm/<layer>`. The step is the epoch, or the optimizer's
+      `iterations` where the schedule counts steps;
     * `logs["hessian_frobenius_norm"]` at the end of an epoch in which it was measured: for
       the progress bar, `History`, and callbacks listed after this one;
     * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
       `"frobenius_norm"`, `"frobenius_norm/lower"`, `"frobenius_norm/upper"`, the same for
-      `"trace"`, `"num_matvecs"` and `"seconds"`;
-    * `report`, the last `CurvatureReport`.
+      `"trace"` and the others, `"frobenius_norm/layer/<name>"`, `"num_matvecs"`, `"seconds"`;
+    * `report`, the last `CurvatureReport`;
+    * `overhead`, the time that the last `fit` spent here over the rest of its time.
 
     Args:
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`. Read once, here, into memory.
-        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact(products="autodiff")`),
+        method: `"stochastic"` (`Deflated()`), `"autodiff"` (`Exact(products="autodiff")`),
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
             its settings.
         log_dir: Directory that TensorBoard is started on. None: no event files.
-        schedule: `"epoch"`, `every(epochs=...)` or `every(steps=...)`. The first epoch of a
+        schedule: `"epoch"`, `every(epochs=...)`, `every(steps=...)` or
+            `within(overhead=...)`. The first epoch of a
             `fit` is measured in any case, for loggers that fix their columns by it; the event
             files get that value only in epoch 0, so a resumed run draws the curve of an
             uninterrupted one.
@@ -64,7 +68,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         training: True: the loss in training mode, with batch normalisation by the statistics of
             the held-out examples and fixed dropout masks; without `batch_size`.
         seed: Int: the random probes are a function of it and of the step, so a resumed run
-            logs what an uninterrupted one would.
+            logs what an uninterrupted one would; a carried basis is rebuilt, which changes the
+            numbers within their error.
         on_error: `"warn"`: a measurement that fails warns once, and there are no more in this
             `fit`, which goes on. `"raise"`: its exception ends the run.
 
@@ -96,7 +101,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         method: str | Estimator = "stochastic",
         *,
         log_dir: str | os.PathLike[str] | None = None,
-        schedule: str | Every = "epoch",
+        schedule: str | Schedule = "epoch",
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         training: bool = False,
@@ -123,6 +128,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._seed = int(seed)
         self._on_error = on_error
         self._operator: HessianOperator | None = None
+        self._state: Any = None
+        self._state_step = -1  # the last one whose probes shaped the state
         self.report: CurvatureReport | None = None
         self._start()
 
@@ -135,16 +142,21 @@ class HessianNormCallback(keras.callbacks.Callback):
         """What a `fit` begins with."""
         self.history: dict[str, list[Any]] = {"epoch": [], "step": []}
         self._writer: SummaryWriter | None = None
-        self._state: Any = None
         self._failed = False
         self._warned_not_finite = False
         self._warned_taken = False
         self._epoch = 0
         self._iterations: int | None = None  # when it was last looked at
         self._latest: tuple[int, float] | None = None  # epoch and norm
+        self._budget = Budget()
+        self.overhead = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._start()
+        with self._budget.spending():
+            self._prepare()
+
+    def _prepare(self) -> None:
         if self._operator is None or not self._operator.is_current(self.model):
             operator = HessianOperator(
                 self.model,
@@ -155,23 +167,27 @@ class HessianNormCallback(keras.callbacks.Callback):
                 training=self._training,
             )
             self._estimator.check(operator)
-            self._operator = operator
-        if self._schedule.steps is not None and self.model.optimizer is None:
+            self._operator, self._state = operator, None
+        if self._schedule.counts_steps and self.model.optimizer is None:
             raise ValueError(
-                "schedule=every(steps=...) counts the optimizer's `iterations`, and the model has "
-                "no optimizer. Use every(epochs=...)."
+                f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
+                "has no optimizer. Use every(epochs=...)."
             )
         if self._log_dir is not None:
             self._writer = SummaryWriter(self._log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
-        if self._schedule.steps is not None and self._iterations is None:
+        if self._schedule.counts_steps and self._iterations is None:
             # Not earlier: another callback may have restored the optimizer by now.
             self._iterations = self._optimizer_iterations()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._schedule.steps is None:
+        if not self._schedule.counts_steps:
+            return
+        if isinstance(self._schedule, Within):
+            if self.history["epoch"] and self._budget.allows(self._schedule.overhead):
+                self._measure(self._optimizer_iterations())
             return
         before, now = self._iterations, self._optimizer_iterations()
         self._iterations = now
@@ -181,9 +197,10 @@ class HessianNormCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         due = self._schedule.due_after_epoch(epoch)
         if due or not self.history["epoch"]:
-            counts_steps = self._schedule.steps is not None
+            counts_steps = self._schedule.counts_steps
             step = self._optimizer_iterations() if counts_steps else epoch
-            self._measure(step, drawn=due or epoch == 0)
+            drawn = due or epoch == 0 or isinstance(self._schedule, Within)
+            self._measure(step, drawn=drawn)
         if logs is None or self._latest is None or self._latest[0] != epoch:
             return
         if _LOG_KEY in logs and not self._warned_taken:
@@ -196,18 +213,25 @@ class HessianNormCallback(keras.callbacks.Callback):
         logs.setdefault(_LOG_KEY, self._latest[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.overhead = self._budget.overhead
         self._with_writer(SummaryWriter.close)
 
     def _optimizer_iterations(self) -> int:
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _measure(self, step: int, *, drawn: bool = True) -> None:
-        if self._failed or self._operator is None:
-            return
+        if not self._failed and self._operator is not None:
+            with self._budget.spending():
+                self._measure_now(self._operator, step, drawn)
+
+    def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
+        # Probes must not have shaped the state; another `fit` may count from 0 again.
+        state = self._state if step > self._state_step else None
         try:
             report, self._state = measure(
-                self._operator, self._estimator, seed=(self._seed, step), state=self._state
+                operator, self._estimator, seed=(self._seed, step), state=state
             )
+            self._state_step = step
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":
                 raise
@@ -249,6 +273,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             row[name] = estimate.value
             row[f"{name}/lower"] = estimate.lower
             row[f"{name}/upper"] = estimate.upper
+        row |= {f"{LAYER}{name}": estimate.value for name, estimate in report.layers.items()}
         row |= {"num_matvecs": report.num_matvecs, "seconds": report.seconds}
         for name, value in row.items():
             self.history.setdefault(name, []).append(value)

@@ -1,5 +1,6 @@
 """Estimates with standard errors and confidence intervals, from independent samples."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,7 +9,9 @@ import tensorflow as tf
 from keras_hessian_callback.results import Estimate
 
 
-def mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
+def mean_estimate(
+    samples: np.ndarray, *, num_matvecs: int, variance: tuple[float, float] | None = None
+) -> Estimate:
     """The mean of the population that independent samples are drawn from.
 
     The interval is Student's, with m - 1 degrees of freedom.
@@ -17,14 +20,19 @@ def mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
         samples: (m,) floats. Samples that are not finite make every field NaN; m = 1, or
             samples that are all the same, leave the error NaN.
         num_matvecs: Products that the samples cost, for the record.
+        variance: Of a sample, and the degrees of freedom that it is known with. None: from
+            their spread.
     """
     value = float(np.mean(samples))
     if not math.isfinite(value) or len(samples) == 1:
         return _unknown_error(value, num_matvecs)
-    standard_error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-    if standard_error == 0.0 and value != 0.0:  # a few samples may agree by chance
-        return _unknown_error(value, num_matvecs)
-    half_width = _student_quantile(len(samples) - 1.0) * standard_error
+    if variance is None:
+        variance = float(np.var(samples, ddof=1)), len(samples) - 1.0
+        if variance[0] == 0.0 and value != 0.0:  # a few samples may agree by chance
+            return _unknown_error(value, num_matvecs)
+    of_sample, degrees = variance
+    standard_error = math.sqrt(of_sample / len(samples))
+    half_width = student_quantile(degrees) * standard_error
     return Estimate(value, standard_error, value - half_width, value + half_width, num_matvecs)
 
 
@@ -65,11 +73,78 @@ def root_mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
     standard_error = 0.5 * root * math.sqrt(variation / m)
     variation *= 1.0 + variation / m
     spread = variation / (9.0 * m)  # 2 / (9 d)
-    half_width = _student_quantile((m - 1.0) / (1.0 + variation)) * math.sqrt(spread)
+    half_width = student_quantile((m - 1.0) / (1.0 + variation)) * math.sqrt(spread)
     lower = root * (1.0 - spread + half_width) ** -1.5
     narrow = 1.0 - spread - half_width
     upper = root * narrow**-1.5 if narrow > 0.0 else math.inf
     return Estimate(value, standard_error, min(lower, value), max(upper, value), num_matvecs)
+
+
+def split_norm_estimate(
+    exact: float,
+    samples: np.ndarray,
+    variance: tuple[float, float],
+    *,
+    num_matvecs: int,
+    rounding: float = 0.0,
+) -> Estimate:
+    """sqrt(exact + the mean that samples ||Av||^2 are drawn from).
+
+    The interval is that of `root_mean_estimate` for the second term, moved by the first, which
+    carries no error; but with a given variance of a sample in place of the spread of m
+    squares, and Student's quantile with the degrees of freedom of that one. The variance is
+    raised by the factor 1 + 1 / m there: basis and number of samples were chosen on measurements
+    of that size.
+
+    Args:
+        exact: The part of the square that is known.
+        samples: (m,) non-negative floats, independent; m = 0: there is no other part.
+        variance: Of a sample, and the degrees of freedom that it is known with.
+        num_matvecs: Products that all of it cost, for the record.
+        rounding: Relative error of the value by rounding, added to the error.
+    """
+    m = len(samples)
+    tail = float(np.mean(samples)) if m else 0.0
+    square = exact + tail
+    if not math.isfinite(square) or (m == 1 and tail > rounding * square):
+        return _unknown_error(math.sqrt(square) if square >= 0 else math.nan, num_matvecs)
+    if square <= 0.0:
+        return exact_estimate(0.0, num_matvecs=num_matvecs)
+    root = math.sqrt(square)
+    slack = rounding * root
+    if m < 2 or tail == 0.0:
+        return Estimate(root, slack, root - slack, root + slack, num_matvecs)
+    of_sample, degrees = variance
+    variation = of_sample / tail**2 * (1.0 + 1.0 / m)
+    spread = variation / (9.0 * m)
+    half_width = student_quantile(degrees) * math.sqrt(spread)
+    narrow = 1.0 - spread - half_width
+    upper = math.sqrt(exact + tail * narrow**-3) if narrow > 0.0 else math.inf
+    lower = math.sqrt(exact + tail * (1.0 - spread + half_width) ** -3)
+    value = root + of_sample / m / (8.0 * root**3)
+    return Estimate(
+        value,
+        math.hypot(0.5 * math.sqrt(of_sample / m) / root, slack),
+        min(lower, value) - slack,
+        max(upper, value) + slack,
+        num_matvecs,
+    )
+
+
+def signed_root_estimate(known: float, samples: np.ndarray, *, num_matvecs: int) -> Estimate:
+    """sqrt(known + the mean of samples that may be negative); 0 where the square is below it.
+
+    The interval is Student's on the square.
+    """
+    if not len(samples):
+        return exact_estimate(math.sqrt(max(known, 0.0)), num_matvecs=num_matvecs)
+    square = mean_estimate(known + samples, num_matvecs=num_matvecs)
+    value, lower, upper = (
+        math.sqrt(max(end, 0.0)) if not math.isnan(end) else math.nan
+        for end in (square.value, square.lower, square.upper)
+    )
+    error = square.standard_error / (2.0 * value) if value > 0.0 else math.nan
+    return Estimate(value, error, lower, upper, num_matvecs)
 
 
 def exact_estimate(value: float, *, num_matvecs: int) -> Estimate:
@@ -82,7 +157,8 @@ def _unknown_error(value: float, num_matvecs: int) -> Estimate:
     return Estimate(value, math.nan, math.nan, math.nan, num_matvecs)
 
 
-def _student_quantile(degrees: float) -> float:
+@functools.lru_cache(maxsize=1024)
+def student_quantile(degrees: float) -> float:
     """The t with P(|T| <= t) = 0.95, from a table of the tail at 1,000 points; at most 1e6."""
     t = np.geomspace(1.0, 1e6, 1000)
     tail = tf.math.betainc(

@@ -10,6 +10,7 @@ Seed = int | tuple[int, int]
 
 PROBES = ("rademacher", "normal")
 PROBES_PER_BLOCK = 8
+_ROWS = 2**16  # of a block that are cast to float64 at a time
 
 
 def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -80,3 +81,47 @@ def column_dots(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
     """left_j' right_j of two blocks (n, k), summed in float64: (k,)."""
     product = tf.cast(left, tf.float64) * tf.cast(right, tf.float64)
     return tf.reduce_sum(product, axis=0).numpy()
+
+
+def gram(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
+    """The float64 matrix left' right of two blocks (n, k) and (n, l): (k, l)."""
+    total = np.zeros((left.shape[1], right.shape[1]))
+    if not total.size:
+        return total
+    for first in range(0, left.shape[0], _ROWS):  # no float64 copy of a whole block
+        rows = slice(first, first + _ROWS)
+        pair = (left, right) if left.shape[0] <= _ROWS else (left[rows], right[rows])
+        a, b = (tf.cast(block, tf.float64) for block in pair)
+        total += tf.matmul(a, b, transpose_a=True).numpy()
+    return total
+
+
+def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
+    """The combinations of columns, in the dtype of the block (n, k): (n, l) from (k, l)."""
+    return tf.matmul(block, tf.constant(coefficients, block.dtype))
+
+
+def leading_basis(block: tf.Tensor, rank: int) -> tuple[tf.Tensor, np.ndarray]:
+    """The leading left singular vectors of a block, orthonormal to rounding.
+
+    By two passes over the Gram matrix (k, k), summed in float64 (Yamamoto et al. 2015, on
+    Cholesky QR twice): no Householder factorisation of the long block. The first pass takes
+    the eigenvectors, to have the directions in order and to leave out those within rounding.
+
+    Args:
+        block: (n, k), finite.
+        rank: Number of vectors wanted; fewer come where the block has no more.
+
+    Returns:
+        (n, r) with orthonormal columns, and the squares of all k singular values, descending.
+    """
+    squares, vectors = np.linalg.eigh(gram(block, block))
+    squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
+    rounding = 1e2 * np.finfo(block.dtype.as_numpy_dtype).eps
+    kept = squares[:rank] > max(rounding**2 * squares.max(initial=0.0), np.finfo(float).tiny)
+    leading = np.flatnonzero(kept)
+    basis = combine(block, vectors[:, leading] / np.sqrt(squares[leading]))
+    for _ in range(2 if len(leading) else 0):
+        factor = np.linalg.cholesky(gram(basis, basis))
+        basis = combine(basis, np.linalg.inv(factor).T)
+    return basis, squares

@@ -3,16 +3,16 @@
 import time
 from typing import Any
 
+from keras_hessian_callback.estimators.deflated import Deflated
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.estimators.exact import Exact
-from keras_hessian_callback.estimators.hutchinson import Hutchinson
 from keras_hessian_callback.linalg import Seed, check_seed
 from keras_hessian_callback.objective import LossFn, Model
 from keras_hessian_callback.operators.hessian import HessianOperator
-from keras_hessian_callback.results import CurvatureReport, Estimate
+from keras_hessian_callback.results import LAYER, CurvatureReport, Estimate
 
 _METHODS: dict[str, Estimator] = {
-    "stochastic": Hutchinson(),
+    "stochastic": Deflated(),
     "autodiff": Exact(products="autodiff"),
     "finite_difference": Exact(products="finite_difference"),
 }
@@ -35,7 +35,7 @@ def measure_curvature(
         model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`.
-        method: `"stochastic"` (`Hutchinson()`), `"autodiff"` (`Exact(products="autodiff")`),
+        method: `"stochastic"` (`Deflated()`), `"autodiff"` (`Exact(products="autodiff")`),
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
             its settings.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
@@ -47,10 +47,11 @@ def measure_curvature(
         seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
-            `Exact` and `Hutchinson` carry nothing.
+            `estimates, state = Deflated()(operator)` gives one; `Exact` and `Hutchinson` carry
+            nothing.
 
     Returns:
-        A `CurvatureReport` with `"frobenius_norm"` and `"trace"`.
+        A `CurvatureReport` with `"frobenius_norm"`, `"trace"`, and what else the method found.
 
     Raises:
         TypeError, ValueError, RuntimeError: As `HessianOperator` and the estimator do.
@@ -140,15 +141,20 @@ def measure(
     """One measurement of an operator: the report, and the estimator's state for the next."""
     check_seed(seed)
     start = time.perf_counter()
+    carried = state is not None
     estimates, state = estimator(operator, seed=seed, state=state)
+    whole = {name: e for name, e in estimates.items() if not name.startswith(LAYER)}
     report = CurvatureReport(
-        estimates=estimates,
+        estimates=whole,
         num_parameters=operator.shape[0],
         num_examples=operator.num_examples,
-        num_matvecs=max(estimate.num_matvecs for estimate in estimates.values()),
+        num_matvecs=max(estimate.num_matvecs for estimate in whole.values()),
         seconds=time.perf_counter() - start,
         method=repr(estimator),
         products=operator.products,
+        num_folds=len(operator.shares),
+        carried=carried,
+        layers={n.removeprefix(LAYER): e for n, e in estimates.items() if n not in whole},
     )
     return report, state
 
@@ -160,6 +166,6 @@ def resolve_method(method: str | Estimator) -> Estimator:
     if isinstance(method, str | type) or not hasattr(method, "products"):
         raise ValueError(
             f"`method` must be one of {', '.join(map(repr, _METHODS))}, or an estimator such as "
-            f"Exact() or Hutchinson(num_probes=64); got {method!r}."
+            f"Deflated(max_matvecs=64) or Exact(); got {method!r}."
         )
     return method

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+LAYER = "frobenius_norm/layer/"  # how an estimator names the norm of a layer's rows
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,20 @@ class CurvatureReport(Mapping[str, Estimate]):
     """All that one measurement found: a read-only mapping of name to `Estimate`.
 
     Attributes:
-        estimates: The estimates by name: `"frobenius_norm"` and `"trace"`.
+        estimates: The estimates by name; which, the method says. All have
+            `"frobenius_norm"` and `"trace"`.
         num_parameters: Trainable parameters n; the Hessian is n x n.
         num_examples: Held-out examples that the loss was averaged over.
         num_matvecs: Hessian-vector products spent in all.
         seconds: Wall time of the products and of the estimator.
         method: The estimator with its settings.
         products: How the products were made: `"autodiff"` or `"finite_difference"`.
+        num_folds: Micro-batches, whose differences `"population_frobenius_norm"` is found from.
+        carried: Whether the measurement started from the basis of an earlier one; False: a
+            cold start.
+        layers: The Frobenius norm of each layer's rows of the Hessian, by the path of the
+            layer: their squares add up to the square of the whole. Empty where the method
+            does not tell them.
 
     Example:
 
@@ -77,6 +86,9 @@ class CurvatureReport(Mapping[str, Estimate]):
     seconds: float
     method: str
     products: str = "autodiff"
+    num_folds: int = 1
+    carried: bool = False
+    layers: Mapping[str, Estimate] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -97,6 +109,9 @@ class CurvatureReport(Mapping[str, Estimate]):
             "seconds": self.seconds,
             "method": self.method,
             "products": self.products,
+            "num_folds": self.num_folds,
+            "carried": self.carried,
+            "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
         }
 
 

@@ -43,7 +43,8 @@ class SummaryWriter:
     def write(self, report: CurvatureReport, step: int) -> None:
         """Writes each estimate with its 95 % band at `step`, and flushes.
 
-        Tags: `hessian/<name>`, `hessian/<name>/lower`, `hessian/<name>/upper`.
+        Tags: `hessian/<name>`, `hessian/<name>/lower`, `hessian/<name>/upper`; and in a group of
+        their own, without bands, `hessian_by_layer/frobenius_norm/<layer>`.
         """
         if self._writer is None:
             if self._directory in _open_writers:
@@ -61,6 +62,8 @@ class SummaryWriter:
                 tf.summary.scalar(f"hessian/{name}", estimate.value)
                 tf.summary.scalar(f"hessian/{name}/lower", estimate.lower)
                 tf.summary.scalar(f"hessian/{name}/upper", estimate.upper)
+            for layer, estimate in report.layers.items():
+                tf.summary.scalar(f"hessian_by_layer/frobenius_norm/{layer}", estimate.value)
         self._writer.flush()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@ import copy
 import csv
 import math
 import pickle
+import time
 
 import keras
 import numpy as np
@@ -11,11 +12,13 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.context import RequestContext
 
 from keras_hessian_callback import (
+    Deflated,
     Exact,
     HessianNormCallback,
     Hutchinson,
     every,
     measure_curvature,
+    within,
 )
 from keras_hessian_callback.summaries import SummaryWriter
 from tests.oracles import dense_hessian, double_precision
@@ -122,6 +125,21 @@ def test_schedules(schedule, arguments, steps, epochs, drawn, tmp_path):
     assert bool(read) == bool(drawn)
 
 
+def test_a_share_of_the_time_is_kept():
+    """500 steps that sleep for 4 ms; the share is within a fifth of what was asked."""
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            time.sleep(0.004)
+
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), schedule=within(overhead=0.2))
+    fit(callback, epochs=1)  # traces
+    fit(callback, model=callback.model, epochs=100, others=[Slow()])
+    assert callback.overhead == pytest.approx(0.2, rel=0.2)
+    assert len(callback.history["step"]) > 5
+    assert callback.history["step"] == sorted(set(callback.history["step"]))
+
+
 def test_steps_are_counted_right_under_steps_per_execution():
     """An epoch of 5 steps is a call of 4 and one of 1; multiples of 6 are passed at 9, 14, 19."""
     model, _ = tanh_classifier()
@@ -211,6 +229,33 @@ def test_one_instance_serves_several_fits(tmp_path):
     assert callback._operator is operator  # nothing was traced again
     assert callback.history["epoch"] == [2, 3]
     assert [step for step, _ in events(tmp_path / "hessian")["hessian/trace"]] == [0, 1, 2, 3]
+
+
+def test_a_basis_is_carried_from_epoch_to_epoch_but_not_back():
+    carried = []
+
+    class Carried(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            carried.append(callback.report.carried)
+
+    callback = HessianNormCallback(data(), Deflated(max_matvecs=12))
+    model = fit(callback, others=[Carried()])
+    fit(callback, model=model, epochs=5, initial_epoch=3, others=[Carried()])
+    assert carried == [False, True, True, True, True]
+    fit(callback, model=model, epochs=1, others=[Carried()])  # probes that shaped the basis
+    assert not carried[-1]
+
+
+def test_layers_are_drawn_in_a_group_of_their_own(tmp_path):
+    callback = HessianNormCallback(data(), log_dir=tmp_path)
+    fit(callback, epochs=2)
+    layers = list(callback.report.layers)
+    assert len(layers) == 2
+    read = events(tmp_path / "hessian")
+    for layer in layers:
+        values = [value for _, value in read[f"hessian_by_layer/frobenius_norm/{layer}"]]
+        assert values == pytest.approx(callback.history[f"frobenius_norm/layer/{layer}"])
+    assert "hessian/spectral_norm/upper" in read
 
 
 def test_a_compiled_or_frozen_model_is_taken_up_anew():

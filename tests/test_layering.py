@@ -26,9 +26,9 @@ ALLOWED = {
         "summaries",
     },
     "measurement": {
+        "estimators.deflated",
         "estimators.estimator",
         "estimators.exact",
-        "estimators.hutchinson",
         "linalg",
         "objective",
         "operators.hessian",
@@ -40,6 +40,9 @@ ALLOWED = {
     "second_order": {"gradient_rules"},
     "objective": {"data", "masses", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
+    "deflation": {"linalg", "operators.linear_operator"},
+    "split_estimates": {"deflation", "intervals", "results"},
+    "estimators.deflated": ESTIMATOR | {"deflation", "split_estimates"},
     "estimators.exact": ESTIMATOR,
     "estimators.hutchinson": ESTIMATOR,
     "operators.hessian": {

@@ -5,6 +5,8 @@ import tensorflow as tf
 from keras_hessian_callback.linalg import (
     column_dots,
     column_square_sums,
+    gram,
+    leading_basis,
     map_rows,
     pack,
     probes,
@@ -82,3 +84,26 @@ def test_reductions_are_in_double_precision():
     exact = np.sum(block.numpy().astype("float64") ** 2, axis=0)
     assert column_square_sums(block).tolist() == exact.tolist()
     assert column_dots(block, 2.0 * block).tolist() == (2.0 * exact).tolist()
+
+
+def test_gram_matrices_are_summed_in_double_precision():
+    """Ten thousand ones after 2^24: single precision would not move."""
+    column = tf.concat([[[4096.0]], tf.ones([10_000, 1])], axis=0)
+    assert gram(column, column)[0, 0] == 4096.0**2 + 10_000
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_leading_basis_is_that_of_the_singular_value_decomposition(dtype):
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(rng.normal(size=(300, 6)))[0]
+    right = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    values = np.array([100.0, 30.0, 3.0, 1.0, 0.1, 1e-30])
+    block = tf.constant((left * values) @ right.T, dtype)
+    basis, squares = leading_basis(block, 5)
+    np.testing.assert_allclose(squares[:4], values[:4] ** 2, rtol=1e-4)
+    assert basis.shape[1] == 5
+    np.testing.assert_allclose(basis.numpy().T @ basis, np.eye(5), atol=5 * np.finfo(dtype).eps)
+    overlaps = np.abs(np.sum(left[:, :5] * basis.numpy(), axis=0))
+    np.testing.assert_allclose(overlaps, 1.0, atol=1e-4)
+    assert leading_basis(block, 6)[0].shape[1] == 5  # the last one is rounding
+    assert leading_basis(tf.zeros([300, 2], dtype), 2)[0].shape[1] == 0

@@ -5,7 +5,9 @@ import pytest
 import tensorflow as tf
 
 from keras_hessian_callback import (
+    Deflated,
     Exact,
+    HessianOperator,
     Hutchinson,
     hessian_frobenius_norm,
     measure_curvature,
@@ -93,11 +95,64 @@ def test_the_report_tells_what_was_measured():
 def test_stochastic_is_the_default_and_its_seed_decides():
     model, data = tanh_classifier()
     default = measure_curvature(model, data)
-    assert default.method == repr(Hutchinson())
+    assert default.method == repr(Deflated())
     same = measure_curvature(model, data, "stochastic", seed=(0, 0))
     other = measure_curvature(model, data, seed=1)
     assert dict(default) == dict(same)
     assert default["trace"] != other["trace"]
+
+
+def test_the_default_tells_all_that_its_products_paid_for():
+    model, data = double_precision(tanh_classifier)
+    hessian = dense_hessian(model, data)
+    report = measure_curvature(model, data, Deflated(max_matvecs=45, target_error=None))
+    assert list(report) == [
+        "frobenius_norm",
+        "trace",
+        "spectral_norm",
+        "stable_rank",
+        "largest_ritz_value",
+        "smallest_ritz_value",
+    ]
+    eigenvalues = np.linalg.eigvalsh(hessian)
+    assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(hessian), rel=0.01)
+    assert report["spectral_norm"].value == pytest.approx(eigenvalues[-1], rel=0.02)
+    assert report["spectral_norm"].lower <= eigenvalues[-1] <= report["spectral_norm"].upper
+    assert report["largest_ritz_value"].value == pytest.approx(eigenvalues[-1], rel=0.02)
+    assert not report.carried
+    rows = {"dense": slice(0, 30), "dense_1": slice(30, 51)}
+    assert len(report.layers) == 2
+    for layer, part in zip(report.layers.values(), rows.values(), strict=True):
+        assert layer.value == pytest.approx(np.linalg.norm(hessian[part]), rel=0.02)
+    squares = sum(layer.value**2 for layer in report.layers.values())
+    assert squares == pytest.approx(report["frobenius_norm"].value ** 2, rel=1e-12)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_micro_batches_are_folds_and_their_mean_the_whole():
+    model, (x, y) = double_precision(tanh_classifier)
+    x, y = np.tile(x, (3, 1)), np.tile(y, 3)
+    x = x + 0.1 * np.random.default_rng(1).normal(size=x.shape)
+    operator = HessianOperator(model, (x, y), batch_size=12)
+    vectors = np.random.default_rng(0).normal(size=(51, 3))
+    parts = [part.numpy() for part in operator.fold_products(vectors)]
+    assert operator.shares == pytest.approx((0.4, 0.4, 0.2))
+    for index, part in enumerate(parts):
+        fold = slice(12 * index, 12 * index + 12)
+        alone = HessianOperator(model, (x[fold], y[fold])).matmat(vectors)
+        np.testing.assert_allclose(part, alone, rtol=1e-9, atol=1e-12)
+    mean = np.tensordot(operator.shares, parts, axes=1)
+    np.testing.assert_allclose(operator.matmat(vectors), mean, rtol=1e-12, atol=1e-14)
+    report = measure_curvature(model, (x, y), Deflated(max_matvecs=60), batch_size=12)
+    hessians = [dense_hessian(model, (x[f], y[f])) for f in np.split(np.arange(30), [12, 24])]
+    whole = np.tensordot(operator.shares, hessians, axes=1)
+    squares = np.square(operator.shares)
+    within = sum(s * np.sum(h**2) for s, h in zip(squares, hessians, strict=True))
+    expected = (np.sum(whole**2) - within) / (1.0 - squares.sum())
+    assert report.num_folds == 3
+    assert report["population_frobenius_norm"].value ** 2 == pytest.approx(expected, rel=1e-6)
+    assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(whole), rel=1e-6)
+    assert report["population_frobenius_norm"].num_matvecs == report.num_matvecs == 51
 
 
 @pytest.mark.parametrize("seed", ["a", 1.5, None, (1, 2, 3), (1, "b")])

@@ -7,6 +7,7 @@ import pytest
 
 import keras_hessian_callback as package
 from keras_hessian_callback import (
+    Deflated,
     Exact,
     HessianNormCallback,
     HessianOperator,
@@ -23,6 +24,7 @@ MODULES = [
 def test_public_names():
     assert sorted(package.__all__) == [
         "CurvatureReport",
+        "Deflated",
         "Estimate",
         "Exact",
         "HessianNormCallback",
@@ -31,6 +33,7 @@ def test_public_names():
         "every",
         "hessian_frobenius_norm",
         "measure_curvature",
+        "within",
     ]
     assert all(hasattr(package, name) for name in package.__all__)
 
@@ -65,6 +68,16 @@ def test_public_names():
             HessianOperator,
             {},
             {"products": "autodiff", "batch_size": None, "loss_fn": None, "training": False},
+        ),
+        (
+            Deflated,
+            {
+                "max_rank": None,
+                "max_matvecs": 20,
+                "target_error": 0.01,
+                "products": "auto",
+            },
+            {},
         ),
         (Exact, {"products": "auto", "max_parameters": 20_000}, {}),
         (

@@ -14,6 +14,7 @@ REPORT = CurvatureReport(
     num_matvecs=32,
     seconds=0.5,
     method="Hutchinson(num_probes=32)",
+    layers={"dense": NORM},
 )
 
 
@@ -53,4 +54,15 @@ def test_to_dict_is_strict_json():
         "seconds": 0.5,
         "method": "Hutchinson(num_probes=32)",
         "products": "autodiff",
+        "num_folds": 1,
+        "carried": False,
+        "layers": {
+            "dense": {
+                "value": 2.0,
+                "standard_error": 0.1,
+                "lower": 1.8,
+                "upper": None,
+                "num_matvecs": 32,
+            }
+        },
     }

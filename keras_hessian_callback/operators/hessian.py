@@ -1,6 +1,8 @@
 """The Hessian of a model's loss on held-out data, as a linear operator."""
 
+import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,21 @@ class HessianOperator:
         """Held-out examples that the loss is averaged over."""
         return self._data.num_examples
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each micro-batch in what the loss is averaged over; they add up to 1."""
+        return tuple(self._shares)
+
+    @property
+    def layers(self) -> tuple[tuple[str, slice], ...]:
+        """The layer of each trainable variable, by its path, and its entries in a vector."""
+        ends = np.cumsum([math.prod(v.shape) for v in self._objective.variables]).tolist()
+        starts = [0, *ends[:-1]]
+        return tuple(
+            (variable.path.rpartition("/")[0] or variable.path, slice(start, end))
+            for variable, start, end in zip(self._objective.variables, starts, ends, strict=True)
+        )
+
     def is_current(self, model: Model) -> bool:
         """Whether this is still the Hessian of `model`: not compiled or frozen anew since."""
         return self._objective.is_current(model)
@@ -125,14 +142,23 @@ class HessianOperator:
         """
         if V.ndim != 2 or V.shape[0] != self.shape[0]:
             raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
+        shares = [tf.constant(share, self.dtype) for share in self.shares]
+        total = sum(s * part for s, part in zip(shares, self.fold_products(V), strict=True))
+        return total if tf.is_tensor(V) else total.numpy()
+
+    def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
+        """The products with the Hessian of each micro-batch; their mean by `shares` is `matmat`'s.
+
+        Args:
+            V: (n, k) array or tensor.
+
+        Yields:
+            (n, k) tensors, one a micro-batch.
+        """
         rows = tf.transpose(tf.cast(V, self.dtype))
         weights = self._objective.weights()
-        total = None
-        for share, batch in zip(self._shares, self._batches, strict=True):
-            part = self._traced(weights, batch, rows)[2] * tf.constant(share, self.dtype)
-            total = part if total is None else total + part
-        products = tf.transpose(total)
-        return products if tf.is_tensor(V) else products.numpy()
+        for batch in self._batches:
+            yield tf.transpose(self._traced(weights, batch, rows)[2])
 
     def _choose(self, products: str) -> tuple[TracedProducts, list[float]]:
         """The products that can be had, and the share of each micro-batch."""

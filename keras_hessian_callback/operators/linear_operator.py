@@ -1,5 +1,6 @@
 """The contract between operators and estimators, and a dense operator for small matrices."""
 
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -32,6 +33,17 @@ class LinearOperator(Protocol):
     def matmat(self, V: Vectors) -> Vectors:
         """The products with the columns of V (n, k); arrays give arrays, tensors tensors."""
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each fold: parts of the data, whose weighted mean the matrix is."""
+
+    def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
+        """The products (n, k) with the matrix of each fold; at the cost of `matmat`."""
+
+    @property
+    def layers(self) -> tuple[tuple[str, slice], ...]:
+        """Names and entries of the parts of a vector, in order; a name may come again."""
+
 
 class DenseOperator:
     """A symmetric matrix that is at hand, as an operator: for tests and small experiments.
@@ -41,6 +53,8 @@ class DenseOperator:
     """
 
     products = "autodiff"
+    layers: tuple[tuple[str, slice], ...] = ()
+    shares: tuple[float, ...] = (1.0,)
 
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix = tf.constant(matrix)
@@ -55,6 +69,10 @@ class DenseOperator:
         """The products with the columns of V (n, k)."""
         products = self._matrix @ tf.convert_to_tensor(V)
         return products if tf.is_tensor(V) else products.numpy()
+
+    def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
+        """The products, in one fold."""
+        yield self.matmat(V)
 
 
 def check_products(products: str) -> None:

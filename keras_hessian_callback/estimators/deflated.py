@@ -1,0 +1,305 @@
+"""Deflated Monte Carlo: a carried basis holds the top of the spectrum, probes the rest."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.deflation import Split
+from keras_hessian_callback.estimators.estimator import Estimates, check_count
+from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
+from keras_hessian_callback.linalg import PROBES_PER_BLOCK, Seed, leading_basis, probes
+from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
+from keras_hessian_callback.split_estimates import split_estimates
+
+_BASIS_BYTES = 2 * 2**30  # that the basis and its products may take
+_FEWEST_PROBES = 4  # that an interval is stopped at, or planned for
+_LATER_LOOKS = 0.75  # of the target, where it was missed before
+_GAIN = 0.8  # of the predicted variance, for which probes so far are given up
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What one measurement hands to the next; opaque to everything else.
+
+    Attributes:
+        vectors: (n, k) orthonormal, the leading directions first.
+        variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
+        square: ||H||_F^2, which sets their scale.
+    """
+
+    vectors: tf.Tensor
+    variances: np.ndarray
+    square: float
+
+
+@dataclass(frozen=True)
+class Deflated:
+    """The Frobenius norm and the top of the spectrum, with a basis carried along training.
+
+    The few large eigenvalues hold most of the norm of a trained network's Hessian, and most of
+    the variance of random probes; their space moves slowly. Along a basis Q of it, P = I - QQ',
+
+        ||H||_F^2 = ||Q'HQ||^2 + 2 ||PHQ||^2 + ||PHP||^2
+
+    has two terms that k products give exactly. Only the third is left to probes v:
+    E ||PHPv||^2 = ||PHP||^2, with the variance of the tail. Q comes from the measurement
+    before, does not depend on the probes, and may be as wrong as it likes: that costs
+    accuracy, never bias. The first measurement starts with probes alone; where the products
+    of these point in common directions it makes a basis of them and draws others, where not
+    (a flat spectrum) it is `Hutchinson`. Every measurement moves the basis by one block power
+    iteration, and how many of its columns are used next is what makes the interval narrowest.
+
+    Args:
+        max_rank: Int from 1 to max_matvecs - 2: most columns of the basis, each one product a
+            measurement. None: max_matvecs - 4.
+        max_matvecs: Int of at least 3: products of a measurement.
+        target_error: Float in (0, 1): stop when the 95 % interval of the norm is within this
+            share of it, on either side; the standard error is about half of that. None:
+            spend `max_matvecs`.
+        products: How products are made, `"autodiff"` or `"finite_difference"`; the error bars
+            are those of the sampling, not of the differences.
+
+    Raises:
+        ValueError, TypeError: At construction, if a setting is not accepted.
+
+    Cost: At most `max_matvecs` products, in blocks of up to 8. Memory: the carried basis, k n
+    floats (k at most `max_rank`); while measuring 2 (k + m) n with m probes, at most
+    2 `max_matvecs` n, and the operator's blocks (n, 8). Where 2 k n floats would pass 2 GiB,
+    k is lowered, down to none, with a warning.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from keras_hessian_callback import Deflated
+        >>> from keras_hessian_callback.operators.linear_operator import DenseOperator
+        >>> basis = np.linalg.qr(np.random.default_rng(0).normal(size=(500, 500)))[0]
+        >>> H = basis * np.r_[9.0, -7.0, 5.0, np.full(497, 0.1)] @ basis.T  # norm 12.65
+        >>> estimator = Deflated(max_matvecs=16)
+        >>> cold, state = estimator(DenseOperator(H), seed=(0, 0))
+        >>> warm, state = estimator(DenseOperator(H), seed=(0, 1), state=state)
+        >>> print(f"{warm['frobenius_norm'].value:.2f}, {warm['spectral_norm'].value:.2f}")
+        12.65, 9.00
+
+    References:
+        Meyer, Musco, Musco and Woodruff, "Hutch++" (2021), arXiv:2010.09649.
+        Gur-Ari, Roberts and Dyer, "Gradient descent happens in a tiny subspace" (2018),
+        arXiv:1812.04754.
+    """
+
+    max_rank: int | None = None
+    max_matvecs: int = 20
+    target_error: float | None = 0.01
+    products: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("max_matvecs", self.max_matvecs)
+        if self.max_matvecs < 3:
+            raise ValueError(
+                "`max_matvecs` must be at least 3, one product for the basis and two probes; "
+                f"got max_matvecs={self.max_matvecs}."
+            )
+        if self.max_rank is not None:
+            check_count("max_rank", self.max_rank)
+        if self.max_rank is not None and self.max_rank > self.max_matvecs - 2:
+            raise ValueError(
+                f"`max_rank` must be at most max_matvecs - 2 = {self.max_matvecs - 2}, which "
+                f"leaves two probes for the error; got max_rank={self.max_rank}. Lower it, or "
+                f"allow max_matvecs={self.max_rank + 2}."
+            )
+        if self.target_error is not None:
+            if isinstance(self.target_error, bool) or not isinstance(self.target_error, float):
+                raise TypeError(
+                    "`target_error` must be a float in (0, 1), such as 0.01 for 1 %, or None; "
+                    f"got target_error={self.target_error!r}."
+                )
+            if not 0.0 < self.target_error < 1.0:
+                raise ValueError(
+                    "`target_error` must lie in (0, 1), such as 0.01 for 1 %; got "
+                    f"target_error={self.target_error}."
+                )
+        check_products(self.products)
+
+    def check(self, operator: LinearOperator) -> None:
+        """Warns where the basis would not fit."""
+        fits = self._rank_that_fits(operator)
+        if fits < self._rank:
+            warnings.warn(
+                f"A basis of {self._rank} vectors of {operator.shape[0]:,} weights takes more "
+                f"than {_BASIS_BYTES / 2**30:.0f} GiB, so {fits or 'none'} are kept. The error "
+                "bars say what that costs; more probes (`max_matvecs`) make up for it.",
+                stacklevel=2,
+            )
+
+    def __call__(
+        self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None
+    ) -> tuple[Estimates, Basis | None]:
+        """The estimates of `operator`, and the basis for the next measurement.
+
+        Args:
+            operator: The symmetric operator (n, n).
+            seed: Int, or a pair (seed, step): the probes are a function of it.
+            state: The basis of an earlier measurement of an operator of this size, made with
+                another seed or step; None: a fresh start.
+
+        Returns:
+            `"frobenius_norm"`, `"trace"`, `"spectral_norm"`, `"stable_rank"`,
+            `"largest_ritz_value"`, `"smallest_ritz_value"`, `"population_frobenius_norm"`
+            where the data are in several folds, `"frobenius_norm/layer/<name>"`; and the basis.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # products may be NaN or infinite
+            return self._measure(operator, seed, state)
+
+    def _measure(
+        self, operator: LinearOperator, seed: Seed, state: Any
+    ) -> tuple[Estimates, Basis | None]:
+        n = operator.shape[0]
+        split = Split(operator)
+        if n <= self.max_matvecs:
+            split.deflate(tf.eye(n, dtype=operator.dtype))  # all of it: exact
+            return split_estimates(split, split), None
+        most = self._rank_that_fits(operator)
+        draws = _Draws(n, seed, operator.dtype)
+        spare = min(most, self.max_matvecs // 10)
+        carried = state if isinstance(state, Basis) and state.vectors.shape[0] == n else None
+        rank = 0 if carried is None else self._carried_rank(carried, spare, most)
+        if carried is not None and rank:
+            split.deflate(carried.vectors[:, :rank])
+            split.probe(draws.take(min(_FEWEST_PROBES, self.max_matvecs - rank)))
+        else:
+            split.probe(draws.take(max(2, min(round(self.max_matvecs / 3), 16))))
+        looks = 0
+        while split.finite and not self._reached(split, looks):
+            looks += 1
+            left = self.max_matvecs - split.num_matvecs - (0 if split.rank else spare)
+            if left < 1:
+                break
+            added, width = self._next(split, left, most)
+            if added:
+                split.deflate(leading_basis(split.residuals, added)[0])
+            split.probe(draws.take(width))
+        top = split
+        if split.finite and not split.rank and spare:
+            # A flat spectrum: these are for its ends and for the next measurement alone.
+            top = Split(operator)
+            top.deflate(leading_basis(split.residuals, spare)[0])
+            split.num_matvecs += top.num_matvecs
+        finite = split.finite and top.finite
+        return split_estimates(split, top), _next_basis(split, top, most) if finite else None
+
+    @property
+    def _rank(self) -> int:
+        return self.max_rank or max(1, self.max_matvecs - 4)
+
+    def _rank_that_fits(self, operator: LinearOperator) -> int:
+        column = 2 * operator.shape[0] * operator.dtype.itemsize
+        return min(self._rank, _BASIS_BYTES // column)
+
+    def _reached(self, split: Split, looks: int) -> bool:
+        """Whether the interval is as narrow as `target_error` asks; after the first look, narrower.
+
+        To look again and again, and stop at the first narrow interval, picks the samples that
+        are small by chance.
+        """
+        if self.target_error is None or len(split.tails) < min(_FEWEST_PROBES, self.max_matvecs):
+            return False
+        norm = split_norm_estimate(split.exact, split.tails, split.variance(), num_matvecs=0)
+        half_width = max(norm.upper - norm.value, norm.value - norm.lower)
+        target = self.target_error * (_LATER_LOOKS if looks else 1.0)
+        return half_width <= target * norm.value
+
+    def _carried_rank(self, carried: Basis, fewest: int, most: int) -> int:
+        """How many columns of the basis to use: those that make the interval narrowest."""
+        ranks = range(fewest, min(carried.vectors.shape[1], most, self.max_matvecs - 2) + 1)
+        options = [
+            (rank, self._outlook(carried.variances[rank], carried.square, rank, self.max_matvecs))
+            for rank in ranks
+        ]
+        return min(options, key=lambda option: option[1], default=(0, None))[0]
+
+    def _next(self, split: Split, left: int, most: int) -> tuple[int, int]:
+        """How many residuals to add to the basis now, and how many probes to draw then."""
+        now, share = split.variance()[0], split.variance_left()
+        m = len(split.tails)
+        square = split.exact + float(np.mean(split.tails))
+        best, outlook = 0, self._outlook(now, square, 0, left, drawn=m)
+        for rank in range(1, min(most - split.rank, m, left - 2) + 1):
+            # What m - 2 columns leave is known; fewer are taken to leave what lies between.
+            variance = now * share ** min(1.0, rank / max(1, m - 2))
+            other = self._outlook(variance / _GAIN, square, rank, left)
+            if other < outlook:
+                best, outlook = rank, other
+        # Of a basis that no measurement has tried yet, four probes might see too little.
+        fewest = PROBES_PER_BLOCK if best else _FEWEST_PROBES
+        width = max(fewest, min(outlook[0] - best, PROBES_PER_BLOCK))
+        return best, min(width, left - best)
+
+    def _outlook(
+        self, variance: float, square: float, rank: int, left: int, drawn: int = 0
+    ) -> tuple[int, float]:
+        """Products that the target takes, or `left`, and the interval's width then, squared.
+
+        Args:
+            variance: Of a sample.
+            square: ||H||_F^2.
+            rank: Products that are spent on the basis first.
+            left: Products that there are.
+            drawn: Probes that there are already.
+        """
+        most = drawn + left - rank
+        if most < 2:
+            return left, math.inf
+
+        def width(m: int) -> float:
+            return student_quantile(m - 1.0) * math.sqrt(variance / m) / (2.0 * square)
+
+        if self.target_error is not None and square > 0.0:
+            for m in range(max(drawn + 1, _FEWEST_PROBES), most + 1):
+                if width(m) <= self.target_error:
+                    return rank + m - drawn, 0.0
+        return left, width(most) if square > 0.0 else 0.0
+
+
+class _Draws:
+    """Probes one after another, whatever the widths that they are taken in."""
+
+    def __init__(self, size: int, seed: Seed, dtype: np.dtype) -> None:
+        self._size, self._seed, self._dtype = size, seed, dtype
+        self._next_block = 0
+        self._rest = tf.zeros([size, 0], dtype)
+
+    def take(self, count: int) -> tf.Tensor:
+        """The next `count` probes, (n, count)."""
+        while self._rest.shape[1] < count:
+            block = probes(
+                "rademacher",
+                size=self._size,
+                block=self._next_block,
+                seed=self._seed,
+                dtype=self._dtype,
+            )
+            self._rest = tf.concat([self._rest, block], axis=1)
+            self._next_block += 1
+        taken, self._rest = self._rest[:, :count], self._rest[:, count:]
+        return taken
+
+
+def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
+    """The leading left singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration."""
+    m = len(split.tails)
+    residuals = split.residuals * tf.constant(max(1, m) ** -0.5, split.residuals.dtype)
+    vectors, squares = leading_basis(tf.concat([top.products, residuals], axis=1), most)
+    if not vectors.shape[1]:
+        return None
+    now, share = split.variance()[0], split.variance_left()
+    # Of Var ||PHPv||^2 = 2 sum lambda^4: what each direction would take away.
+    parts = 2.0 * squares**2
+    parts[split.rank :] *= (
+        now * (1.0 - share) / max(parts[split.rank :].sum(), np.finfo(float).tiny)
+    )
+    variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
+    square = split.exact + float(np.mean(split.tails))
+    return Basis(vectors, variances[: vectors.shape[1] + 1], square)

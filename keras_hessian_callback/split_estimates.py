@@ -1,0 +1,127 @@
+"""What a split along a basis has paid for, as estimates with their errors."""
+
+import math
+
+import numpy as np
+
+from keras_hessian_callback.deflation import Split
+from keras_hessian_callback.intervals import (
+    exact_estimate,
+    mean_estimate,
+    signed_root_estimate,
+    split_norm_estimate,
+)
+from keras_hessian_callback.results import LAYER, Estimate
+
+
+def split_estimates(split: Split, top: Split) -> dict[str, Estimate]:
+    """The estimates by name.
+
+    Args:
+        split: With the samples of the norm and of the trace.
+        top: With the basis that the ends of the spectrum are read off; `split` itself, but
+            where its norm is measured without a basis.
+    """
+    rounding = 4.0 * float(np.finfo(split.residuals.dtype.as_numpy_dtype).eps)
+    spent = split.num_matvecs
+    variance = split.variance()
+    norm = split_norm_estimate(
+        split.exact, split.tails, variance, num_matvecs=spent, rounding=rounding
+    )
+    trace = _trace(split)
+    estimates = {"frobenius_norm": norm}
+    if len(split.shares) > 1:
+        estimates["population_frobenius_norm"] = _population(split)
+    spectral = _spectral_norm(split, top, norm, rounding)
+    estimates |= {"trace": trace, "spectral_norm": spectral}
+    estimates["stable_rank"] = _stable_rank(norm, spectral)
+    for name, index in (("largest_ritz_value", -1), ("smallest_ritz_value", 0)):
+        estimates[name] = _ritz(top, index, rounding)
+    return estimates | _layers(split, norm)
+
+
+def _trace(split: Split) -> Estimate:
+    known = float(np.trace(split.inner))
+    if not len(split.quadratics):
+        return exact_estimate(known, num_matvecs=split.num_matvecs)
+    samples = known + split.quadratics
+    variance = split.trace_variance()
+    return mean_estimate(samples, num_matvecs=split.num_matvecs, variance=variance)
+
+
+def _population(split: Split) -> Estimate:
+    """The norm without what the folds add to it by differing: all pairs of different folds.
+
+    ||sum_f s_f H_f||^2 - sum_f s_f^2 ||H_f||^2 has the expectation (1 - sum_f s_f^2) times the
+    square of the population's norm, over folds drawn from it.
+    """
+    pairs = 1.0 - float(np.sum(np.square(split.shares)))
+    known = (split.exact - split.folds) / pairs
+    samples = (split.tails - split.fold_tails) / pairs
+    return signed_root_estimate(known, samples, num_matvecs=split.num_matvecs)
+
+
+def _ritz(top: Split, index: int, rounding: float) -> Estimate:
+    if not top.rank or not np.isfinite(top.inner).all():
+        return Estimate(math.nan, math.nan, math.nan, math.nan, top.num_deflated)
+    theta, residual = top.ritz(index)
+    bar = residual + rounding * math.sqrt(np.linalg.eigvalsh(top.outer)[-1])
+    return Estimate(theta, math.nan, theta - bar, theta + bar, top.num_deflated)
+
+
+def _spectral_norm(split: Split, top: Split, norm: Estimate, rounding: float) -> Estimate:
+    """||H||_2: at least ||HQ||_2; at most the norm of [[b, c], [c, t]] on the two spaces.
+
+    b = ||Q'HQ||_2, c = ||PHQ||_2, and t = ||PHP||_F by its upper end stands for ||PHP||_2.
+    """
+    if not top.rank or not np.isfinite(top.outer).all():
+        return Estimate(math.nan, math.nan, math.nan, math.nan, split.num_matvecs)
+    value = math.sqrt(max(np.linalg.eigvalsh(top.outer)[-1], 0.0))
+    inner = float(np.abs(np.linalg.eigvalsh(top.inner)).max())
+    crossing = top.outer - top.inner @ top.inner
+    outer = math.sqrt(max(np.linalg.eigvalsh(crossing)[-1], 0.0))
+    rest = norm.upper**2 - top.exact
+    if split is top:
+        tail = split_norm_estimate(0.0, split.tails, split.variance(), num_matvecs=0)
+        rest = tail.upper**2
+    rest = math.sqrt(max(rest, 0.0)) if not math.isnan(rest) else math.nan
+    upper = (inner + rest) / 2.0 + math.hypot((inner - rest) / 2.0, outer)
+    upper = min(upper, norm.upper) if not math.isnan(upper) else math.nan
+    lower, upper = value * (1.0 - rounding), max(upper, value) * (1.0 + rounding)
+    return Estimate(value, math.nan, lower, upper, split.num_matvecs)
+
+
+def _stable_rank(norm: Estimate, spectral: Estimate) -> Estimate:
+    """||H||_F^2 / ||H||_2^2."""
+
+    def ratio(frobenius: float, largest: float) -> float:
+        return (frobenius / largest) ** 2 if largest > 0.0 else math.nan
+
+    return Estimate(
+        ratio(norm.value, spectral.value),
+        math.nan,
+        max(ratio(norm.lower, spectral.upper), 1.0) if spectral.upper > 0.0 else math.nan,
+        ratio(norm.upper, spectral.lower),
+        norm.num_matvecs,
+    )
+
+
+def _layers(split: Split, norm: Estimate) -> dict[str, Estimate]:
+    """The norm of each layer's rows; their squares add up to the square of the norm."""
+    estimates = {}
+    squares = split.layer_squares()
+    total = sum(
+        known + float(np.mean(rest)) if len(rest) else known for known, rest in squares.values()
+    )
+    for name, (known, rest) in squares.items():
+        estimate = signed_root_estimate(known, rest, num_matvecs=split.num_matvecs)
+        square = known + (float(np.mean(rest)) if len(rest) else 0.0)
+        value = norm.value * math.sqrt(max(square / total, 0.0)) if total > 0.0 else 0.0
+        estimates[LAYER + name] = Estimate(
+            value,
+            estimate.standard_error,
+            min(estimate.lower, value),
+            max(estimate.upper, value),
+            estimate.num_matvecs,
+        )
+    return estimates
