@@ -28,11 +28,12 @@ batch in inference mode, as the products have it, and `tape.gradient` with respe
 * `transformer`: 4 causal pre-norm blocks, width 128, 4 heads, vocabulary 1000, 16 x 64 tokens;
 * `resnet`: residual blocks of 32, 64 and 128 channels with BatchNormalization, 64 images 32x32x3.
 
-To run them (about five minutes; leave the machine alone meanwhile):
+To run them (about fifteen minutes; leave the machine alone meanwhile):
 
     pip install -e ".[benchmarks]"
     python benchmarks/products.py
     python benchmarks/exact.py
+    python benchmarks/real_models.py
     python benchmarks/tables.py
 """
 
@@ -173,6 +174,42 @@ The norms differ by {results["relative_difference"]:.0e}, relatively.
 """
 
 
+def _real_models(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, figures in results["models"].items():
+        first, products = figures["first_seconds"], figures["product_gradients"]
+        rows.append(
+            [
+                f"{name}, n = {figures['parameters']:,}",
+                f"{figures['gradient_seconds']['median'] * 1e3:.1f} ms",
+                _range(products["block"]),
+                _range(products["single"]),
+                f"{first['gradient']:.1f} s",
+                f"{first['operator']:.1f} s",
+            ]
+        )
+    head = [
+        "",
+        "one gradient",
+        "product in a block of 8, in gradients",
+        "product alone",
+        "first gradient",
+        "operator",
+    ]
+    return f"""\
+## Published architectures
+
+`keras.applications` with random weights, two images of the smallest size, and backbones of KerasHub
+of two layers of width 8, as `tests/test_real_models.py` checks them; all by autodiff. The last two
+columns are first calls: tracing the gradient, and constructing a `HessianOperator`, which traces
+and checks. Models this small spend their time between operations, not in them.
+
+{_conditions(results)}
+
+{_table(head, rows)}
+"""
+
+
 def _conditions(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     machine = results["machine"]
@@ -198,7 +235,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     products, exact = load("products"), load("exact")
-    parts = [_INTRODUCTION, _products(products), _first_calls(products), _exact(exact)]
+    parts = [
+        _INTRODUCTION,
+        _products(products),
+        _first_calls(products),
+        _exact(exact),
+        _real_models(load("real_models")),
+    ]
     (Path(__file__).parent / "README.md").write_text("\n".join(parts))
 
 

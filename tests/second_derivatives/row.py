@@ -166,7 +166,10 @@ class Probe(keras.Model):
         return self.function(*arguments)
 
     def draw_weights(self) -> None:
-        """Generic values, the same on every backend, for weights of every kind."""
+        """Generic values, the same on every backend, for weights of every kind.
+
+        Seed generators get the seeds that the operator gives them.
+        """
         for variable in self.weights:
             if not keras.backend.is_float_dtype(variable.dtype):
                 continue
@@ -174,6 +177,9 @@ class Probe(keras.Model):
             if any(word in variable.name for word in ("gamma", "scale", "variance")):
                 value = 1.0 + 0.5 * np.abs(value)
             variable.assign(np.asarray(value, variable.dtype))
+        for number, variable in enumerate(self.variables):
+            if variable.name == "seed_generator_state":
+                variable.assign(np.array([number, 0], variable.dtype))
 
 
 def scalar(output: Any) -> Any:
