@@ -97,6 +97,26 @@ def test_nothing_changes_however_steps_are_run(compile_arguments):
     assert len(measuring.history["trace"]) >= 3
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_nothing_changes_in_mixed_precision(policy):
+    """The policies of the layers are others while the measurement is traced."""
+    keras.config.set_dtype_policy(policy)
+    measuring = callback(schedule=every(steps=2))
+    assert_identical(run([measuring]), run([]))
+    assert np.isfinite(measuring.history["trace"]).all()
+
+
+@pytest.mark.parametrize("method", ["stochastic", "finite_difference"])
+def test_nothing_changes_in_training_mode(method):
+    """Dropout draws and batch statistics are taken by the measurement too."""
+    rng = np.random.default_rng(1)
+    y = [rng.integers(0, 3, 10), rng.normal(size=(10, 1))]
+    data = (rng.normal(size=(10, 6)), y)
+    measuring = HessianNormCallback(data, method, training=True)
+    assert_identical(run([measuring]), run([]))
+    assert np.isfinite(measuring.history["trace"]).all()
+
+
 def test_the_check_would_see_a_change():
     class Nudge(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
