@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.carried import CarriedState
 from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.errors import ran_out_of_memory, summary
 from keras_hessian_callback.estimators.estimator import Estimator
@@ -68,8 +69,9 @@ class HessianNormCallback(keras.callbacks.Callback):
         training: True: the loss in training mode, with batch normalisation by the statistics of
             the held-out examples and fixed dropout masks; without `batch_size`.
         seed: Int: the random probes are a function of it and of the step, so a resumed run
-            logs what an uninterrupted one would; a carried basis is rebuilt, which changes the
-            numbers within their error.
+            logs what an uninterrupted one would. So it does with a carried basis, as long as that
+            takes at most 64 MiB and the `log_dir` is the same; else the basis is rebuilt, which
+            changes the numbers within their error.
         on_error: `"warn"`: a measurement that fails warns once, and there are no more in this
             `fit`, which goes on. `"raise"`: its exception ends the run.
 
@@ -128,6 +130,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._seed = int(seed)
         self._on_error = on_error
         self._operator: HessianOperator | None = None
+        self._carried: CarriedState | None = None
         self._state: Any = None
         self._state_step = -1  # the last one whose probes shaped the state
         self.report: CurvatureReport | None = None
@@ -136,6 +139,7 @@ class HessianNormCallback(keras.callbacks.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a model or a file stays behind; a copy makes its own.
         left_behind = {"_operator": None, "_writer": None, "_model": None, "_state": None}
+        left_behind["_carried"] = None
         return {**self.__dict__, **left_behind}
 
     def _start(self) -> None:
@@ -175,6 +179,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             )
         if self._log_dir is not None:
             self._writer = SummaryWriter(self._log_dir)
+            self._carried = CarriedState(self._log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -225,13 +230,11 @@ class HessianNormCallback(keras.callbacks.Callback):
                 self._measure_now(self._operator, step, drawn)
 
     def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
+        self._take_up_carried()
         # Probes must not have shaped the state; another `fit` may count from 0 again.
         state = self._state if step > self._state_step else None
         try:
-            report, self._state = measure(
-                operator, self._estimator, seed=(self._seed, step), state=state
-            )
-            self._state_step = step
+            report, state = measure(operator, self._estimator, seed=(self._seed, step), state=state)
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":
                 raise
@@ -246,8 +249,20 @@ class HessianNormCallback(keras.callbacks.Callback):
             )
             return
         self._record(report, step)
-        if drawn:
-            self._with_writer(lambda writer: writer.write(report, step))
+        if drawn:  # what is not is left out of the state too: an uninterrupted run has neither
+            self._state, self._state_step = state, step
+            self._with_writer(lambda writer: self._write(writer, report, step))
+
+    def _take_up_carried(self) -> None:
+        """Reads what an interrupted run left, before the first measurement of a `fit`."""
+        if self._state is None and self._carried is not None and not self.history["epoch"]:
+            found = self._carried.load(self._estimator.restore)
+            self._state, self._state_step = found or (None, -1)
+
+    def _write(self, writer: SummaryWriter, report: CurvatureReport, step: int) -> None:
+        writer.write(report, step)
+        if self._carried is not None:
+            self._carried.save(self._state, step)
 
     def _with_writer(self, act: Callable[[SummaryWriter], None]) -> None:
         """Does something to the event files, if there are any; that does not end the run."""

@@ -300,12 +300,12 @@ def test_evaluate_and_predict_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["epoch", every(epochs=4), every(steps=3)])
-def test_a_resumed_run_logs_what_an_uninterrupted_one_does(schedule, tmp_path):
+@pytest.mark.parametrize("method", [Hutchinson(num_probes=4), Deflated(max_matvecs=10)])
+def test_a_resumed_run_logs_what_an_uninterrupted_one_does(method, schedule, tmp_path):
     def run(directory, epochs):
-        callback = HessianNormCallback(
-            data(), Hutchinson(num_probes=4), schedule=schedule, log_dir=directory
-        )
+        callback = HessianNormCallback(data(), method, schedule=schedule, log_dir=directory)
         backup = keras.callbacks.BackupAndRestore(directory / "backup", delete_checkpoint=False)
+        keras.utils.clear_session()  # as in a new process, layers get the same names
         keras.utils.set_random_seed(2)
         model, _ = tanh_classifier()
         model.build((None, 4))
@@ -511,3 +511,22 @@ def test_steps_need_an_optimizer():
     callback.set_model(model)
     with pytest.raises(ValueError, match=r"no optimizer\. Use every\(epochs=...\)"):
         callback.on_train_begin()
+
+
+def test_what_cannot_be_taken_up_is_rebuilt(tmp_path):
+    """A file that is cut off, or of a later step, starts the basis anew."""
+
+    def run(**arguments):
+        callback = HessianNormCallback(data(), Deflated(max_matvecs=10), log_dir=tmp_path)
+        fit(callback, **arguments)
+        return callback.report.carried
+
+    assert run(epochs=2)
+    path = tmp_path / "hessian" / "carried.npz"
+    assert run(epochs=3, initial_epoch=2)
+    assert not run(epochs=1)  # its probes shaped what the file holds
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert not run(epochs=3, initial_epoch=2)
+    np.savez(path, step=0, of_another="version")
+    assert not run(epochs=3, initial_epoch=2)

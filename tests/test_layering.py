@@ -15,6 +15,7 @@ PACKAGE = "keras_hessian_callback"
 ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_operator", "results"}
 ALLOWED = {
     "callback": {
+        "carried",
         "data",
         "errors",
         "estimators.estimator",
@@ -42,7 +43,7 @@ ALLOWED = {
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "deflation": {"linalg", "operators.linear_operator"},
     "split_estimates": {"deflation", "intervals", "results"},
-    "estimators.deflated": ESTIMATOR | {"deflation", "split_estimates"},
+    "estimators.deflated": ESTIMATOR | {"basis", "deflation", "split_estimates"},
     "estimators.exact": ESTIMATOR,
     "estimators.hutchinson": ESTIMATOR,
     "operators.hessian": {

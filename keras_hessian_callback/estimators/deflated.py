@@ -2,12 +2,14 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.basis import Basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import Estimates, check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
@@ -19,21 +21,6 @@ _BASIS_BYTES = 2 * 2**30  # that the basis and its products may take
 _FEWEST_PROBES = 4  # that an interval is stopped at, or planned for
 _LATER_LOOKS = 0.75  # of the target, where it was missed before
 _GAIN = 0.8  # of the predicted variance, for which probes so far are given up
-
-
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """What one measurement hands to the next; opaque to everything else.
-
-    Attributes:
-        vectors: (n, k) orthonormal, the leading directions first.
-        variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
-        square: ||H||_F^2, which sets their scale.
-    """
-
-    vectors: tf.Tensor
-    variances: np.ndarray
-    square: float
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,9 @@ class Deflated:
         target_error: Float in (0, 1): stop when the 95 % interval of the norm is within this
             share of it, on either side; the standard error is about half of that. None:
             spend `max_matvecs`.
-        products: How products are made, `"autodiff"` or `"finite_difference"`; the error bars
-            are those of the sampling, not of the differences.
+        products: How products are made: `"autodiff"`, `"finite_difference"`, or `"auto"`, the
+            first where it is right and the second where not. The error bars are those of the
+            sampling, not of the differences.
 
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
@@ -122,6 +110,10 @@ class Deflated:
                     f"target_error={self.target_error}."
                 )
         check_products(self.products)
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> Basis:
+        """The state whose arrays these are."""
+        return Basis.of_arrays(arrays)
 
     def check(self, operator: LinearOperator) -> None:
         """Warns where the basis would not fit."""

@@ -1,7 +1,10 @@
 """The contract of estimators: settings that, called with an operator, give estimates."""
 
 import numbers
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+import numpy as np
 
 from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.operators.linear_operator import LinearOperator
@@ -16,6 +19,9 @@ class Estimator(Protocol):
     @property
     def products(self) -> str:
         """How the products are asked for: `"auto"`, `"autodiff"` or `"finite_difference"`."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> Any:
+        """The state whose `state.arrays()` these are."""
 
     def check(self, operator: LinearOperator) -> None:
         """Raises ValueError where this estimator cannot measure `operator`."""

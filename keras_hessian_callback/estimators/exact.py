@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,9 @@ class Exact:
             f"products, about {_duration(seconds)} a measurement. Use method='stochastic', or "
             f"allow it: Exact(max_parameters={n})."
         )
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Nothing is carried."""
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None

@@ -1,5 +1,6 @@
 """Plain Monte Carlo: the Frobenius norm and the trace from random probes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,9 @@ class Hutchinson:
 
     def check(self, operator: LinearOperator) -> None:
         """Every symmetric operator can be measured."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Nothing is carried."""
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None

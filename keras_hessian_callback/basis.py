@@ -1,0 +1,36 @@
+"""What a deflated measurement hands to the next one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The leading directions of an operator; opaque to all but the estimator.
+
+    Attributes:
+        vectors: (n, k) orthonormal, the leading directions first.
+        variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
+        square: ||H||_F^2, which sets their scale.
+    """
+
+    vectors: tf.Tensor
+    variances: np.ndarray
+    square: float
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, for a file."""
+        return {
+            "vectors": self.vectors.numpy(),
+            "variances": self.variances,
+            "square": np.float64(self.square),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Basis":
+        """The basis that `arrays` are of."""
+        vectors = tf.constant(arrays["vectors"])
+        return cls(vectors, arrays["variances"], float(arrays["square"]))
