@@ -66,6 +66,19 @@ def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
     return lambda *arguments: double(*map(_as_double, arguments), *captured)
 
 
+def rounds_inside(function: Any) -> bool:
+    """Whether some operation of the graph stays in a lower precision in float64 too."""
+    graph_def = function.graph.as_graph_def()
+    bodies = [body.node_def for body in graph_def.library.function]
+    for node in (node for nodes in (graph_def.node, *bodies) for node in nodes):
+        definition = op_def_registry.get(node.op)
+        if definition is not None and _keeps_its_dtype(node, definition):
+            arguments = (*definition.input_arg, *definition.output_arg)
+            if not any(argument.type == _RESOURCE for argument in arguments):
+                return True
+    return False
+
+
 def _as_double(tensor: tf.Tensor) -> tf.Tensor:
     return tf.cast(tensor, tf.float64) if tensor.dtype.as_datatype_enum in _LOWER else tensor
 

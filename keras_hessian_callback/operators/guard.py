@@ -2,19 +2,21 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
-from keras_hessian_callback.double_precision import in_double_precision
+from keras_hessian_callback.double_precision import in_double_precision, rounds_inside
 from keras_hessian_callback.linalg import pack, probes, unpack
 from keras_hessian_callback.operators.traced import NUM_EXAMPLES, TracedProducts
 from keras_hessian_callback.second_order import SecondDerivativeError, custom_gradients
 
-_DISTANCES = (1e-7, 1e-5, 1e-3)  # ||h v|| relative to 1 + rms(w); the next where one is unsure
+# ||h v|| relative to 1 + rms(w); the next where one is unsure. Where an operation rounds to
+# float32 inside, shorter steps would be steps on a staircase.
+_DISTANCES = (1e-7, 1e-5, 1e-3)
+_DISTANCES_ROUNDED = (1e-3, 1e-2)
 _TOLERANCE = 1e-4  # relative error of a variable's part of a product
 _ROUNDING = 1e-14  # relative, of a gradient in float64
 
@@ -26,8 +28,8 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
     a little off the model's, so that no unit sits on its kink and no derivative vanishes by
     symmetry. Its product with a random vector is compared with (g(w + h v) - g(w - h v)) / (2 h).
     float64 allows an h so small that kinks (ReLU, max-pooling) are next to never crossed; where
-    one was, the difference over 2 h tells. What is found wrong counts if a second vector
-    confirms it.
+    one was, the difference over 2 h tells. What is found wrong counts if it is
+    so at two other places, along other vectors: a kink may lie next to one.
 
     Differences that are not symmetric, u'(J v) against v'(J u), tell that the gradient is not the
     derivative of any function. Where autodiff is symmetric still, the model stops gradients
@@ -47,22 +49,23 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
     was traced for a fixed number).
     """
     gradients = _Gradients(traced, batch)
-    for point in gradients.places():
-        comparison = gradients.compare(point, _DISTANCES[0], block=0)
-        if np.isfinite(comparison.error).all():
-            break
-    else:
-        return  # the measurement will say that nothing is finite
-    for number, distance in enumerate(_DISTANCES):
-        if number:
-            comparison = gradients.compare(point, distance, block=2 * number)
-        if comparison.wrong().any():
-            again = gradients.compare(point, distance, block=2 * number + 1)
-            wrong = comparison.wrong() & again.wrong()
+    distances = _DISTANCES_ROUNDED if rounds_inside(traced.concrete) else _DISTANCES
+    places = [gradients.nearby(number) for number in range(3)]
+    comparison = gradients.compare(places[0], distances[0], block=0)
+    if not np.isfinite(comparison.error).all():  # out of the domain of the loss
+        places = [gradients.own()] * 3
+        comparison = gradients.compare(places[0], distances[0], block=0)
+    for distance in distances:
+        if distance != distances[0]:
+            comparison = gradients.compare(places[0], distance, block=0)
+        wrong = comparison.wrong()
+        if not wrong.any() and not comparison.unsure():
+            return
+        for number in (1, 2):
             if wrong.any():
-                _judge(traced, comparison, again, wrong)
-                return
-        elif not comparison.unsure():
+                wrong &= gradients.compare(places[number], distance, block=number).wrong()
+        if wrong.any():
+            _judge(traced, comparison, gradients.compare(places[0], distance, block=1), wrong)
             return
 
 
@@ -99,14 +102,18 @@ class _Gradients:
         self._weights = [tf.cast(w, tf.float64) for w in traced.objective.weights()]
         self._ends = np.cumsum([math.prod(weight.shape) for weight in self._weights])
 
-    def places(self) -> Iterator[np.ndarray]:
-        """Weights a little off the model's, then its own, where those leave its domain."""
-        moved = [
-            weight + 0.02 * max(float(tf.sqrt(tf.reduce_mean(weight**2))), 0.05) * noise
-            for weight, noise in zip(self._weights, self._noise(), strict=True)
-        ]
-        yield pack(moved, tf.float64).numpy()
-        yield pack(self._weights, tf.float64).numpy()
+    def own(self) -> np.ndarray:
+        """The model's weights."""
+        return pack(self._weights, tf.float64).numpy()
+
+    def nearby(self, seed: int) -> np.ndarray:
+        """Weights a little off the model's."""
+        moved = []
+        for number, weight in enumerate(self._weights):
+            scale = 0.02 * max(float(tf.sqrt(tf.reduce_mean(weight**2))), 0.05)
+            noise = tf.random.stateless_normal(weight.shape, [seed, number], dtype=tf.float64)
+            moved.append(weight + scale * noise)
+        return pack(moved, tf.float64).numpy()
 
     def compare(self, point: np.ndarray, distance: float, *, block: int) -> _Comparison:
         """One product at `point`, against differences over `distance` and twice that."""
@@ -140,12 +147,6 @@ class _Gradients:
 
     def _norms(self, values: np.ndarray) -> np.ndarray:
         return np.array([np.linalg.norm(part) for part in np.split(values, self._ends[:-1])])
-
-    def _noise(self) -> list[tf.Tensor]:
-        return [
-            tf.random.stateless_normal(weight.shape, [0, number], dtype=tf.float64)
-            for number, weight in enumerate(self._weights)
-        ]
 
 
 def _judge(
