@@ -206,7 +206,7 @@ ATTENTION = [
     _wrapped(
         "MultiHeadAttention",
         _called(lambda: layers.MultiHeadAttention(2, 1), lambda layer, q, v: layer(q, v)),
-        normal(1, 2, 2),
+        normal(1, 3, 2),
         normal(1, 3, 2),
     ),
     _wrapped(
