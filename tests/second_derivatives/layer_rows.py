@@ -154,7 +154,12 @@ def _jax_layer() -> Any:
 
 FOREIGN = [
     _wrapped(
-        "TFSMLayer", lambda: _saved(trainable=True), normal(2, 3), on_jax=False, verdict=REFUSED
+        "TFSMLayer",
+        lambda: _saved(trainable=True),
+        normal(2, 3),
+        on_jax=False,
+        verdict=REFUSED,
+        refusal="reads the variable",
     ),
     _wrapped(
         "TFSMLayer",
