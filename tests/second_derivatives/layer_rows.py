@@ -154,7 +154,12 @@ def _jax_layer() -> Any:
 
 FOREIGN = [
     _wrapped(
-        "TFSMLayer", lambda: _saved(trainable=True), normal(2, 3), on_jax=False, verdict=REFUSED
+        "TFSMLayer",
+        lambda: _saved(trainable=True),
+        normal(2, 3),
+        on_jax=False,
+        verdict=REFUSED,
+        refusal="reads the variable",
     ),
     _wrapped(
         "TFSMLayer",
@@ -206,7 +211,7 @@ ATTENTION = [
     _wrapped(
         "MultiHeadAttention",
         _called(lambda: layers.MultiHeadAttention(2, 1), lambda layer, q, v: layer(q, v)),
-        normal(1, 2, 2),
+        normal(1, 3, 2),
         normal(1, 3, 2),
     ),
     _wrapped(
