@@ -1,6 +1,8 @@
 """Times products on published architectures, in gradients, and what the first call takes.
 
-Run:  python benchmarks/real_models.py [--rounds 5] [--models ResNet50 ...]
+Run:  python benchmarks/real_models.py [--rounds 3] [--models ResNet50 ...]
+
+Models that are not asked for keep the figures that they had.
 """
 
 import argparse
@@ -11,7 +13,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from timing import environment, interleaved, ratios, save, seconds, spread
+from timing import RESULTS, environment, interleaved, load, ratios, save, seconds, spread
 
 from keras_hessian_callback import HessianOperator
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.real_models import APPLICATIONS, BACKBONES
 
 _BLOCK = 8
+_FILE = "real_models"
 _MODELS = APPLICATIONS | BACKBONES
 
 
@@ -63,18 +66,18 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=_MODELS, default=list(_MODELS))
     arguments = parser.parse_args()
     pool = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
-    models = {}
+    models = load(_FILE)["models"] if (RESULTS / f"{_FILE}.json").exists() else {}
     for name in arguments.models:
         models[name] = pool.apply(measure, (name, arguments.rounds))
         print(name, models[name], flush=True)
     pool.close()
     pool.join()
     results = environment("keras-hub") | {"rounds": arguments.rounds, "models": models}
-    save("real_models", results)
+    save(_FILE, results)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,9 @@ def _real_models(results: Mapping[str, Any]) -> str:
 `keras.applications` with random weights, two images of the smallest size, and backbones of KerasHub
 of two layers of width 8, as `tests/test_real_models.py` checks them; all by autodiff. The last two
 columns are first calls: tracing the gradient, and constructing a `HessianOperator`, which traces
-and checks. Models this small spend their time between operations, not in them.
+and checks. Models this small spend their time between operations, not in them. Measured in two
+runs; in that of the applications other work kept both cores busy, so seconds are up to three times
+too long.
 
 {_conditions(results)}
 

@@ -89,7 +89,7 @@ CORE = [
     _layer("Embedding", TOKENS, input_dim=3, output_dim=2),
     _wrapped(
         "Embedding",
-        lambda: _nonlinear(layers.Embedding(3, 2, mask_zero=True), layers.GRU(1)),
+        lambda: _nonlinear(layers.Embedding(3, 2, mask_zero=True), layers.GRU(1, unroll=True)),
         TOKENS,
         variant="mask_zero, in front of a GRU",
     ),
@@ -468,14 +468,16 @@ RECURRENT = [
         training=True,
         on_jax=False,
     ),
-    _wrapped("Bidirectional", lambda: layers.Bidirectional(layers.LSTM(1)), normal(1, 3, 1)),
+    _wrapped(
+        "Bidirectional", lambda: layers.Bidirectional(layers.LSTM(1, unroll=True)), normal(1, 3, 1)
+    ),
     _wrapped(
         "Bidirectional",
-        lambda: layers.Bidirectional(layers.GRU(1), merge_mode="mul"),
+        lambda: layers.Bidirectional(layers.GRU(1, unroll=True), merge_mode="mul"),
         normal(1, 3, 1),
         variant="GRU, merge_mode='mul'",
     ),
-    _wrapped("RNN", lambda: layers.RNN(layers.LSTMCell(1)), normal(1, 3, 1)),
+    _wrapped("RNN", lambda: layers.RNN(layers.LSTMCell(1), unroll=True), normal(1, 3, 1)),
     _wrapped(
         "StackedRNNCells",
         lambda: layers.RNN(layers.StackedRNNCells([layers.GRUCell(1), layers.SimpleRNNCell(1)])),
