@@ -1,7 +1,9 @@
 """Compares products by autodiff with differences of the gradient, variable by variable."""
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,11 +144,23 @@ class _Gradients:
     def _at(self, point: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weights = unpack(tf.constant(point), self._weights)
         arguments = self._traced.arguments(weights, self._batch, tf.constant(rows))
-        _, _, products, gradient = self._double(*arguments)
+        with _unoptimized():
+            _, _, products, gradient = self._double(*arguments)
         return products.numpy(), gradient.numpy()
 
     def _norms(self, values: np.ndarray) -> np.ndarray:
         return np.array([np.linalg.norm(part) for part in np.split(values, self._ends[:-1])])
+
+
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """Functions run as they stand: to optimize a graph that runs five times takes longer."""
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 def _judge(
