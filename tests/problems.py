@@ -184,6 +184,22 @@ def recurrent() -> Problem:
     return model, (x, _normal(1))
 
 
+def pooled_volumes(seed: int = 0) -> Problem:
+    """Three-dimensional max-pooling."""
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 4, 1)),
+            layers.Conv3D(2, 2, activation="tanh"),
+            layers.MaxPooling3D(2),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(seed)
+    return model, (rng.normal(size=(6, 4, 4, 4, 1)), rng.normal(size=(6, 2)))
+
+
 def partly_frozen() -> Problem:
     model, data = tanh_classifier()
     model.layers[0].trainable = False

@@ -1,10 +1,8 @@
 """Graphs traced in a lower precision, computed in float64."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 from keras_hessian_callback import HessianOperator
 from keras_hessian_callback.data import HeldOutData
@@ -12,7 +10,14 @@ from keras_hessian_callback.double_precision import in_double_precision
 from keras_hessian_callback.objective import Objective
 from keras_hessian_callback.operators.traced import TracedProducts
 from tests.oracles import double_precision
-from tests.problems import attention, convolution, masked_tokens, recurrent, tanh_classifier
+from tests.problems import (
+    attention,
+    convolution,
+    masked_tokens,
+    pooled_volumes,
+    recurrent,
+    tanh_classifier,
+)
 
 
 def lifted(function, *arguments):
@@ -91,20 +96,9 @@ def test_functions_loops_and_branches():
 
 def test_three_dimensional_max_pooling():
     """Its second derivative has a kernel for float32 alone."""
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 4, 1)),
-            layers.Conv3D(2, 2, activation="tanh"),
-            layers.MaxPooling3D(2),
-            layers.Flatten(),
-            layers.Dense(2),
-        ]
-    )
-    model.compile("sgd", "mse")
-    rng = np.random.default_rng(0)
-    data = (rng.normal(size=(6, 4, 4, 4, 1)), rng.normal(size=(6, 2)))
+    model, data = pooled_volumes()
     operator = HessianOperator(model, data)
-    vector = rng.normal(size=operator.shape[0])
+    vector = np.random.default_rng(1).normal(size=operator.shape[0])
     difference = HessianOperator(model, data, products="finite_difference").matvec(vector)
     error = np.linalg.norm(operator.matvec(vector) - difference)
     assert error < 5e-3 * np.linalg.norm(difference)

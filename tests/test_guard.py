@@ -17,6 +17,7 @@ from keras_hessian_callback.operators import guard
 from keras_hessian_callback.operators.guard import check_derivatives
 from keras_hessian_callback.second_order import SecondDerivativeError
 from tests.oracles import dense_hessian, double_precision
+from tests.problems import pooled_volumes
 
 
 @tf.custom_gradient
@@ -182,21 +183,10 @@ def test_operations_that_round_inside_raise_no_alarm():
     """Three-dimensional pooling has a second derivative in float32 alone: a staircase."""
     for seed in range(5):
         keras.utils.set_random_seed(seed)
-        model = keras.Sequential(
-            [
-                keras.Input((4, 4, 4, 1)),
-                layers.Conv3D(2, 2, activation="tanh"),
-                layers.MaxPooling3D(2),
-                layers.Flatten(),
-                layers.Dense(2),
-            ]
-        )
-        model.compile("sgd", "mse")
-        rng = np.random.default_rng(seed)
-        data = (rng.normal(size=(6, 4, 4, 4, 1)), rng.normal(size=(6, 2)))
+        model, data = pooled_volumes(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            HessianOperator(model, data)
+            assert HessianOperator(model, data, products="auto").products == "autodiff"
 
 
 def test_stopped_gradients_are_held_constant_and_said():
