@@ -230,10 +230,10 @@ class HessianNormCallback(keras.callbacks.Callback):
                 self._measure_now(self._operator, step, drawn)
 
     def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
-        self._take_up_carried()
-        # Probes must not have shaped the state; another `fit` may count from 0 again.
-        state = self._state if step > self._state_step else None
         try:
+            self._take_up_carried()
+            # Probes must not have shaped the state; another `fit` may count from 0 again.
+            state = self._state if step > self._state_step else None
             report, state = measure(operator, self._estimator, seed=(self._seed, step), state=state)
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":

@@ -1,5 +1,6 @@
 import copy
 import csv
+import dataclasses
 import math
 import pickle
 import time
@@ -411,25 +412,21 @@ def test_a_loss_that_is_not_finite_logs_nan_with_one_warning(tmp_path, recwarn):
     assert [math.isnan(value) for _, value in written] == [False, True, True, True]
 
 
-class FailsAt:
+@dataclasses.dataclass(frozen=True)
+class FailsAt(Hutchinson):
     """An estimator that fails at a step, as memory running out would."""
 
-    products = "autodiff"
-
-    def __init__(self, step):
-        self.step = step
-
-    def check(self, operator):
-        pass
+    num_probes: int = 2
+    step: int = 0
 
     def __call__(self, operator, *, seed, state=None):
         if seed[1] == self.step:
             raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
-        return Hutchinson(num_probes=2)(operator, seed=seed)
+        return super().__call__(operator, seed=seed)
 
 
 def test_a_failing_measurement_warns_once_and_is_off(tmp_path, recwarn):
-    callback = HessianNormCallback(data(), FailsAt(2), log_dir=tmp_path)
+    callback = HessianNormCallback(data(), FailsAt(step=2), log_dir=tmp_path)
     model = fit(callback, epochs=5)
     own = [str(w.message) for w in recwarn if "Measuring the Hessian failed" in str(w.message)]
     assert len(own) == 1
@@ -455,7 +452,7 @@ def test_a_second_fit_from_weights_that_are_not_finite_goes_on():
 
 
 def test_a_failing_measurement_raises_where_that_is_asked_for(tmp_path):
-    callback = HessianNormCallback(data(), FailsAt(1), log_dir=tmp_path, on_error="raise")
+    callback = HessianNormCallback(data(), FailsAt(step=1), log_dir=tmp_path, on_error="raise")
     with pytest.raises(tf.errors.ResourceExhaustedError, match="no memory left"):
         fit(callback)
     assert len(events(tmp_path / "hessian")["hessian/trace"]) == 1
@@ -476,7 +473,7 @@ def test_event_files_that_fail_warn_once_and_lose_no_value(tmp_path, monkeypatch
     monkeypatch.setattr(SummaryWriter, "close", disk_full)
     with pytest.warns(UserWarning, match="could not be written"):
         fit(callback)
-    failing = HessianNormCallback(data(), FailsAt(9), log_dir=tmp_path, on_error="raise")
+    failing = HessianNormCallback(data(), FailsAt(step=9), log_dir=tmp_path, on_error="raise")
     with pytest.raises(OSError, match="disk full"):
         fit(failing)
 
@@ -497,7 +494,7 @@ def test_summaries_of_the_model_are_not_written_again(tmp_path):
 
 
 def test_the_next_fit_tries_again():
-    callback = HessianNormCallback(data(), FailsAt(1))
+    callback = HessianNormCallback(data(), FailsAt(step=1))
     with pytest.warns(UserWarning, match="Measuring the Hessian failed"):
         model = fit(callback)
     fit(callback, model=model, epochs=5, initial_epoch=3)
