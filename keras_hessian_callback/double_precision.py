@@ -7,6 +7,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import kernels, op_def_registry
 
+from keras_hessian_callback.execution import run
+
 _LOWER = {tf.float32.as_datatype_enum, tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum}
 _DOUBLE = tf.float64.as_datatype_enum
 _RESOURCE = tf.resource.as_datatype_enum
@@ -63,7 +65,7 @@ def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
         )
 
     double = tf.compat.v1.wrap_function(imported, signature)  # it imports the library too
-    return lambda *arguments: double(*map(_as_double, arguments), *captured)
+    return lambda *arguments: run(double, [*map(_as_double, arguments), *captured])
 
 
 def rounds_inside(function: Any) -> bool:

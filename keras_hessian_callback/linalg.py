@@ -10,7 +10,7 @@ Seed = int | tuple[int, int]
 
 PROBES = ("rademacher", "normal")
 PROBES_PER_BLOCK = 8
-_ROWS = 2**16  # of a block that are cast to float64 at a time
+_ENTRIES = 2**20  # of a block that are cast to float64 at a time
 
 
 def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -74,26 +74,31 @@ def check_seed(seed: Seed) -> None:
 
 def column_square_sums(block: tf.Tensor) -> np.ndarray:
     """||column||^2 of a block (n, k), summed in float64: (k,)."""
-    return tf.reduce_sum(tf.square(tf.cast(block, tf.float64)), axis=0).numpy()
+    return _summed(lambda part: tf.reduce_sum(tf.square(part), axis=0), block)
 
 
 def column_dots(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
     """left_j' right_j of two blocks (n, k), summed in float64: (k,)."""
-    product = tf.cast(left, tf.float64) * tf.cast(right, tf.float64)
-    return tf.reduce_sum(product, axis=0).numpy()
+    return _summed(lambda a, b: tf.reduce_sum(a * b, axis=0), left, right)
 
 
 def gram(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
     """The float64 matrix left' right of two blocks (n, k) and (n, l): (k, l)."""
-    total = np.zeros((left.shape[1], right.shape[1]))
-    if not total.size:
-        return total
-    for first in range(0, left.shape[0], _ROWS):  # no float64 copy of a whole block
-        rows = slice(first, first + _ROWS)
-        pair = (left, right) if left.shape[0] <= _ROWS else (left[rows], right[rows])
-        a, b = (tf.cast(block, tf.float64) for block in pair)
-        total += tf.matmul(a, b, transpose_a=True).numpy()
-    return total
+    if not left.shape[1] or not right.shape[1]:
+        return np.zeros((left.shape[1], right.shape[1]))
+    if left is right:
+        return _summed(lambda part: tf.matmul(part, part, transpose_a=True), left)
+    return _summed(lambda a, b: tf.matmul(a, b, transpose_a=True), left, right)
+
+
+def _summed(function: Callable[..., tf.Tensor], *blocks: tf.Tensor) -> np.ndarray:
+    """The sum of `function` over parts of the rows, in float64: never a copy of a whole block."""
+    rows = max(1, _ENTRIES // max(1, *(block.shape[1] for block in blocks)))
+    parts = []
+    for first in range(0, max(1, blocks[0].shape[0]), rows):
+        part = (tf.cast(block[first : first + rows], tf.float64) for block in blocks)
+        parts.append(function(*part))
+    return tf.add_n(parts).numpy()
 
 
 def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:

@@ -57,9 +57,11 @@ ALLOWED = {
         "second_order",
     },
     "operators.guard": {"data", "double_precision", "linalg", "operators.traced", "second_order"},
+    "double_precision": {"execution"},
     "operators.shares": {"data", "linalg", "operators.traced"},
     "operators.traced": {
         "data",
+        "execution",
         "objective",
         "operators.autodiff",
         "operators.finite_difference",

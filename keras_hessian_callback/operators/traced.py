@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
+from keras_hessian_callback.execution import run
 from keras_hessian_callback.objective import Objective
 from keras_hessian_callback.operators.autodiff import autodiff_products
 from keras_hessian_callback.operators.finite_difference import finite_difference_products
@@ -104,7 +105,8 @@ class TracedProducts:
         self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Loss, masses, and products (k, n) of rows (k, n), at these weights."""
-        return self.concrete(*self.arguments(weights, batch, rows))[:3]
+        loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, rows))
+        return loss, masses, products
 
     def arguments(
         self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor

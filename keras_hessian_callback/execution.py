@@ -1,0 +1,35 @@
+"""Runs traced graphs, without the passes that take longer than what they save."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def run(function: Any, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The flat results of a `ConcreteFunction`, its graph run as it was traced.
+
+    TensorFlow rewrites a graph before its first run (Grappler). For products with a Hessian that
+    takes as long as tracing does, minutes for hundreds of layers, and their time stays the same
+    within 1 % on CPUs (benchmarks/README.md). Where there is a GPU the graph is rewritten: data
+    layouts matter there.
+
+    Args:
+        function: The function.
+        arguments: Its tensors, flat.
+    """
+    return tf.raw_ops.StatefulPartitionedCall(
+        args=[*arguments, *function.captured_inputs],
+        Tout=[output.dtype for output in function.outputs],
+        f=function,
+        config_proto=_settings(),
+    )
+
+
+@functools.cache
+def _settings() -> bytes:
+    config = tf.compat.v1.ConfigProto()
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    config.graph_options.rewrite_options.disable_meta_optimizer = not has_gpu
+    return config.SerializeToString()
