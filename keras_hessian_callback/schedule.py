@@ -88,7 +88,8 @@ def within(*, overhead: float) -> Within:
     After a training step (a call of the training function) a measurement is due when the
     measurements so far, and half of what another takes, are below `overhead` of the time that
     the run took without. So the share keeps within half a measurement of what was asked, from
-    the first to the last step. The callback's `overhead` tells it, and the event files draw it as
+    the first to the last step: within a fifth, at the end of a run that can pay for three of the
+    smallest. The callback's `overhead` tells it, and the event files draw it as
     `hessian/overhead`.
 
     A measurement has the accuracy that the estimator asks for, as long as three of them fit

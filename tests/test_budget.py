@@ -65,13 +65,13 @@ def train(asked, *, steps, estimator, epochs=1, first_epoch=0, step=0.01, traced
 )
 @pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.002), (0.005, 0.001), (0.0, 0.0005)])
 def test_a_share_is_kept_within_a_fifth(asked, steps, epochs, first_epoch, fixed, each):
-    """Wherever two of the smallest measurements fit into the share; of steps of 10 ms."""
+    """Wherever 2.5 of the smallest measurements fit into the share; of steps of 10 ms."""
     estimator = Costly(clock=Clock(), fixed=fixed, each=each)
     budget, products = train(
         asked, steps=steps, epochs=epochs, first_epoch=first_epoch, estimator=estimator
     )
     run = 1.0 + 0.01 * steps * (epochs - first_epoch)
-    if asked * run > 2 * (fixed + 2 * each):
+    if asked * run >= 2.5 * (fixed + 2 * each):
         assert budget.overhead == pytest.approx(asked, rel=0.2)
         assert len(products) >= 2
     else:
