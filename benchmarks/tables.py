@@ -3,11 +3,16 @@
 Run:  python benchmarks/tables.py
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timing import load
+from layout import bar as _bar
+from layout import conditions as _conditions
+from layout import span as _range
+from layout import table as _table
+from timing import RESULTS, load
+from training_tables import training_overhead
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -15,7 +20,8 @@ _INTRODUCTION = """\
 Made by `python benchmarks/tables.py` from the files in `results/`; do not edit by hand.
 
 What a measurement costs, in things whose cost is known: a Hessian-vector product in gradients, the
-first measurement in first training steps, the exact norm in calls of `jax.hessian`. What is
+first measurement in first training steps, the exact norm in calls of `jax.hessian`, `fit` with the
+callback in `fit` without. What is
 compared runs in one process, in turns; each ratio is of times from the same round, and the tables
 give the median of the rounds with the smallest and the largest in brackets. Seconds are those of
 one machine, ratios carry over better.
@@ -28,12 +34,13 @@ batch in inference mode, as the products have it, and `tape.gradient` with respe
 * `transformer`: 4 causal pre-norm blocks, width 128, 4 heads, vocabulary 1000, 16 x 64 tokens;
 * `resnet`: residual blocks of 32, 64 and 128 channels with BatchNormalization, 64 images 32x32x3.
 
-To run them (about fifteen minutes; leave the machine alone meanwhile):
+To run them (about half an hour; leave the machine alone meanwhile):
 
     pip install -e ".[benchmarks]"
     python benchmarks/products.py
     python benchmarks/exact.py
     python benchmarks/real_models.py
+    python benchmarks/training_overhead.py
     python benchmarks/tables.py
 """
 
@@ -212,29 +219,6 @@ too long.
 """
 
 
-def _conditions(results: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    machine = results["machine"]
-    others = machine["cores_of_others"]
-    load = "" if others is None else f" (other processes kept {max(others, 0.0):.1f} of them busy)"
-    return (
-        f"{results['date']}, {machine['cores']} cores of {machine['cpu']}{load}, "
-        f"{results['rounds']} rounds.\n{versions}."
-    )
-
-
-def _range(values: Mapping[str, float]) -> str:
-    return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
-
-
-def _bar(value: float, limit: float, text: str) -> str:
-    return f"at most {text}: {'met' if value <= limit else '**not met**'}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-
-
 def main() -> None:
     products, exact = load("products"), load("exact")
     parts = [
@@ -244,6 +228,8 @@ def main() -> None:
         _exact(exact),
         _real_models(load("real_models")),
     ]
+    if (RESULTS / "training_overhead.json").exists():
+        parts.append(training_overhead(load("training_overhead")))
     (Path(__file__).parent / "README.md").write_text("\n".join(parts))
 
 

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.budget import Budget
 from keras_hessian_callback.carried import CarriedState
 from keras_hessian_callback.data import HeldOutData
-from keras_hessian_callback.errors import ran_out_of_memory, summary
+from keras_hessian_callback.errors import measuring_failed, summary
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import measure, resolve_method
 from keras_hessian_callback.objective import LossFn, check_backend
@@ -22,7 +23,7 @@ from keras_hessian_callback.operators.hessian import (
     check_training,
 )
 from keras_hessian_callback.results import LAYER, CurvatureReport
-from keras_hessian_callback.schedule import Budget, Schedule, Within, resolve_schedule
+from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
 from keras_hessian_callback.summaries import SummaryWriter
 
 _LOG_KEY = "hessian_frobenius_norm"
@@ -47,9 +48,11 @@ class HessianNormCallback(keras.callbacks.Callback):
       the progress bar, `History`, and callbacks listed after this one;
     * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
       `"frobenius_norm"`, `"frobenius_norm/lower"`, `"frobenius_norm/upper"`, the same for
-      `"trace"` and the others, `"frobenius_norm/layer/<name>"`, `"num_matvecs"`, `"seconds"`;
+      `"trace"` and the others, `"frobenius_norm/layer/<name>"`, `"num_matvecs"`, `"seconds"`,
+      `"overhead"` so far;
     * `report`, the last `CurvatureReport`;
-    * `overhead`, the time that the last `fit` spent here over the rest of its time.
+    * `overhead`, the time that the measurements of the last `fit` took over the rest of its
+      time, and apart from both, `setup_seconds`, what it took here before the first step.
 
     Args:
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
@@ -59,10 +62,9 @@ class HessianNormCallback(keras.callbacks.Callback):
             its settings.
         log_dir: Directory that TensorBoard is started on. None: no event files.
         schedule: `"epoch"`, `every(epochs=...)`, `every(steps=...)` or
-            `within(overhead=...)`. The first epoch of a
-            `fit` is measured in any case, for loggers that fix their columns by it; the event
-            files get that value only in epoch 0, so a resumed run draws the curve of an
-            uninterrupted one.
+            `within(overhead=...)`. The first epoch of a `fit` is measured in any case, for
+            loggers that fix their columns by it; the event files get that value only in epoch
+            0, so a resumed run draws the curve of an uninterrupted one.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
             result is the same. None: all at once.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
@@ -122,6 +124,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         check_training(training, batch_size)
         self._estimator = resolve_method(method)
         self._schedule = resolve_schedule(schedule)
+        self._budget = Budget(getattr(self._schedule, "overhead", None))
         self._data = HeldOutData(data)
         self._log_dir = log_dir
         self._batch_size = batch_size
@@ -152,13 +155,14 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._epoch = 0
         self._iterations: int | None = None  # when it was last looked at
         self._latest: tuple[int, float] | None = None  # epoch and norm
-        self._budget = Budget()
-        self.overhead = 0.0
+        self._budget.begin()
+        self.overhead = self.setup_seconds = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._start()
-        with self._budget.spending():
+        with self._budget.preparing():
             self._prepare()
+        self.setup_seconds = self._budget.setup_seconds
 
     def _prepare(self) -> None:
         if self._operator is None or not self._operator.is_current(self.model):
@@ -172,6 +176,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             )
             self._estimator.check(operator)
             self._operator, self._state = operator, None
+            self._budget.try_out(self._estimator, operator)
         if self._schedule.counts_steps and self.model.optimizer is None:
             raise ValueError(
                 f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
@@ -191,7 +196,9 @@ class HessianNormCallback(keras.callbacks.Callback):
         if not self._schedule.counts_steps:
             return
         if isinstance(self._schedule, Within):
-            if self.history["epoch"] and self._budget.allows(self._schedule.overhead):
+            self._budget.reach(self._epoch, batch, self.params)
+            if self._budget.allows_another:
+                # Asking for the iterations waits for the step: that is the training's time.
                 self._measure(self._optimizer_iterations())
             return
         before, now = self._iterations, self._optimizer_iterations()
@@ -219,6 +226,10 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.overhead = self._budget.overhead
+        self._budget.report_overrun()
+        if isinstance(self._schedule, Within) and self.history["epoch"]:
+            step = self._optimizer_iterations()
+            self._with_writer(lambda writer: writer.write_overhead(self.overhead, step))
         self._with_writer(SummaryWriter.close)
 
     def _optimizer_iterations(self) -> int:
@@ -226,27 +237,22 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _measure(self, step: int, *, drawn: bool = True) -> None:
         if not self._failed and self._operator is not None:
-            with self._budget.spending():
+            with self._budget.measuring():
                 self._measure_now(self._operator, step, drawn)
+            self.overhead = self._budget.overhead
 
     def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
         try:
             self._take_up_carried()
             # Probes must not have shaped the state; another `fit` may count from 0 again.
             state = self._state if step > self._state_step else None
-            report, state = measure(operator, self._estimator, seed=(self._seed, step), state=state)
+            estimator = self._budget.affordable(self._estimator)
+            report, state = measure(operator, estimator, seed=(self._seed, step), state=state)
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":
                 raise
             self._failed = True
-            warnings.warn(
-                f"Measuring the Hessian failed at epoch {self._epoch}, step {step}, and is off for "
-                "the rest of this fit; what was logged before stays. "
-                f"{'Memory ran out: set `batch_size`. ' if ran_out_of_memory(error) else ''}"
-                "on_error='raise' stops here with the traceback. The error was "
-                f"{summary(error)}",
-                stacklevel=2,
-            )
+            warnings.warn(measuring_failed(error, self._epoch, step), stacklevel=2)
             return
         self._record(report, step)
         if drawn:  # what is not is left out of the state too: an uninterrupted run has neither
@@ -261,6 +267,8 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _write(self, writer: SummaryWriter, report: CurvatureReport, step: int) -> None:
         writer.write(report, step)
+        if isinstance(self._schedule, Within):  # on others, a resumed run draws the same files
+            writer.write_overhead(self._budget.overhead, step)
         if self._carried is not None:
             self._carried.save(self._state, step)
 
@@ -283,7 +291,9 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _record(self, report: CurvatureReport, step: int) -> None:
         self.report = report
+        self._budget.learn(report.seconds, report.num_matvecs)
         row: dict[str, float] = {"epoch": self._epoch, "step": step}
+        row["overhead"] = self._budget.overhead
         for name, estimate in report.items():
             row[name] = estimate.value
             row[f"{name}/lower"] = estimate.lower

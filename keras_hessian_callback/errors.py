@@ -21,3 +21,13 @@ def summary(error: BaseException) -> str:
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether it was for want of memory."""
     return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+
+
+def measuring_failed(error: Exception, epoch: int, step: int) -> str:
+    """The warning where a measurement fails and the run goes on without."""
+    return (
+        f"Measuring the Hessian failed at epoch {epoch}, step {step}, and is off for "
+        "the rest of this fit; what was logged before stays. "
+        f"{'Memory ran out: set `batch_size`. ' if ran_out_of_memory(error) else ''}"
+        f"on_error='raise' stops here with the traceback. The error was {summary(error)}"
+    )

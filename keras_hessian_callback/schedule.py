@@ -1,9 +1,6 @@
-"""When to measure: after so many epochs or optimizer steps, or as often as a share of time buys."""
+"""When to measure: after so many epochs or optimizer steps, or within a share of the time."""
 
-import contextlib
 import numbers
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -88,17 +85,29 @@ class Within:
 def within(*, overhead: float) -> Within:
     """A schedule: measure as often as a share of the training's wall time allows.
 
-    After each training step (each call of the training function) a measurement is due when
-    the time spent on the curvature so far, and half of what the last measurement took, is
-    below `overhead` of the time that the run took without. So the realised share, which the
-    callback's `overhead` tells, ends within half a measurement of what was asked. The
-    preparation at the start of a `fit` (tracing, checks) and the first epoch's measurement,
-    which is made in any case, count: a short run may spend more, and measures once.
+    After a training step (a call of the training function) a measurement is due when the
+    measurements so far, and half of what another takes, are below `overhead` of the time that
+    the run took without. So the share keeps within half a measurement of what was asked, from
+    the first to the last step: within a fifth, at the end of a run that can pay for three of the
+    smallest. The callback's `overhead` tells it, and the event files draw it as
+    `hessian/overhead`.
+
+    A measurement has the accuracy that the estimator asks for, as long as three of them fit
+    into what the whole run buys; in a shorter run each makes fewer products, by what a product
+    took so far, and its interval says what that costs. For this the length of the run must be
+    known, as it is from arrays, and the estimator must have a number to lower: `Exact` has
+    none. The first epoch is measured in any case, so a run that cannot pay for the fewest
+    products spends more than was asked. A warning at its end says by how much.
+
+    Not in the share is the set-up before the first step: tracing, checks, and a trial of two
+    of the smallest measurements, which learns their cost. It takes about as long as the first
+    training step, or a few of them, whatever the length of the run; `setup_seconds` tells it.
 
     The steps that are measured depend on the clock, and differ from run to run.
 
     Args:
-        overhead: Float in (0, 1): time on the curvature over the rest of the run's time.
+        overhead: Float in (0, 1): time of the measurements, with what is written, over the
+            rest of the run's time without the set-up.
 
     Returns:
         A schedule for `HessianNormCallback(schedule=...)`; values are drawn over the
@@ -123,40 +132,6 @@ def within(*, overhead: float) -> Within:
             f"`overhead` must lie in (0, 1), such as 0.05 for 5 %; got overhead={overhead}."
         )
     return Within(overhead)
-
-
-class Budget:
-    """Time spent on the curvature, and on the rest of a run, by a clock.
-
-    Args:
-        clock: A function that gives seconds, as `time.perf_counter`.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._start = clock()
-        self._spent = self._last = 0.0
-
-    @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Counts what happens inside as spent on the curvature."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._last = self._clock() - start
-            self._spent += self._last
-
-    @property
-    def overhead(self) -> float:
-        """Time spent on the curvature over the rest of the time; 0.0 at the start."""
-        rest = self._clock() - self._start - self._spent
-        return self._spent / rest if rest > 0.0 else 0.0
-
-    def allows(self, overhead: float) -> bool:
-        """Whether another measurement like the last keeps nearest to this share."""
-        rest = self._clock() - self._start - self._spent
-        return self._spent + self._last / 2.0 <= overhead * rest
 
 
 Schedule = Every | Within

@@ -4,6 +4,7 @@ import os
 import uuid
 import warnings
 import weakref
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -46,6 +47,20 @@ class SummaryWriter:
         Tags: `hessian/<name>`, `hessian/<name>/lower`, `hessian/<name>/upper`; and in a group of
         their own, without bands, `hessian_by_layer/frobenius_norm/<layer>`.
         """
+        scalars = {}
+        for name, estimate in report.items():
+            scalars[f"hessian/{name}"] = estimate.value
+            scalars[f"hessian/{name}/lower"] = estimate.lower
+            scalars[f"hessian/{name}/upper"] = estimate.upper
+        for layer, estimate in report.layers.items():
+            scalars[f"hessian_by_layer/frobenius_norm/{layer}"] = estimate.value
+        self._write_scalars(scalars, step)
+
+    def write_overhead(self, share: float, step: int) -> None:
+        """Writes the share of the time that measurements took, as `hessian/overhead`."""
+        self._write_scalars({"hessian/overhead": share}, step)
+
+    def _write_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         if self._writer is None:
             if self._directory in _open_writers:
                 warnings.warn(
@@ -58,12 +73,8 @@ class SummaryWriter:
             self._writer = tf.summary.create_file_writer(self._directory)
         # Another callback may hold a record_if(False) open between its hooks.
         with self._writer.as_default(step=step), tf.summary.record_if(True):
-            for name, estimate in report.items():
-                tf.summary.scalar(f"hessian/{name}", estimate.value)
-                tf.summary.scalar(f"hessian/{name}/lower", estimate.lower)
-                tf.summary.scalar(f"hessian/{name}/upper", estimate.upper)
-            for layer, estimate in report.layers.items():
-                tf.summary.scalar(f"hessian_by_layer/frobenius_norm/{layer}", estimate.value)
+            for tag, value in scalars.items():
+                tf.summary.scalar(tag, value)
         self._writer.flush()
 
     def close(self) -> None:

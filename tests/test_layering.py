@@ -15,6 +15,7 @@ PACKAGE = "keras_hessian_callback"
 ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_operator", "results"}
 ALLOWED = {
     "callback": {
+        "budget",
         "carried",
         "data",
         "errors",
@@ -36,6 +37,7 @@ ALLOWED = {
         "results",
     },
     "summaries": {"results"},
+    "budget": {"estimators.estimator", "operators.linear_operator"},
     "intervals": {"results"},
     "masses": {"data"},
     "second_order": {"gradient_rules"},

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from keras_hessian_callback import every, within
-from keras_hessian_callback.schedule import Budget, resolve_schedule
+from keras_hessian_callback.schedule import resolve_schedule
 
 
 def test_epoch_is_every_epoch():
@@ -51,45 +51,6 @@ def test_counts_are_integers(count):
 def test_unknown_schedules_are_refused_with_those_accepted(schedule):
     with pytest.raises(ValueError, match=r"'epoch', every.*within"):
         resolve_schedule(schedule)
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.mark.parametrize("asked", [0.01, 0.05, 0.3])
-@pytest.mark.parametrize("cost", [0.2, 3.0])
-def test_a_budget_is_kept_within_half_a_measurement(asked, cost):
-    """Steps of 0.1 s; the cost doubles on the way; preparation and a first measurement count."""
-    clock = Clock()
-    budget = Budget(clock)
-    with budget.spending():
-        clock.now += 2.0
-    measured = 0
-    for step in range(20_000):
-        clock.now += 0.1
-        if step == 100 or (step > 100 and budget.allows(asked)):
-            measured += 1
-            with budget.spending():
-                clock.now += cost * (1.0 + (step > 5_000))
-    assert budget.overhead == pytest.approx(asked, abs=cost / 2_000 + 1e-6)
-    assert measured >= 3
-
-
-def test_a_short_run_may_spend_more_and_says_so():
-    clock = Clock()
-    budget = Budget(clock)
-    assert budget.overhead == 0.0
-    with budget.spending():
-        clock.now += 1.0
-    clock.now += 2.0
-    assert not budget.allows(0.05)
-    assert budget.overhead == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("overhead", [0.0, 1.0, -0.1, float("nan")])

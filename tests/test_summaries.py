@@ -49,6 +49,11 @@ def test_every_estimate_is_written_with_its_band(tmp_path):
     writer.close()
 
 
+def test_the_share_of_the_time_is_a_scalar_of_its_own(tmp_path):
+    SummaryWriter(tmp_path).write_overhead(0.25, step=4)
+    assert events(tmp_path / "hessian") == {"hessian/overhead": [(4, 0.25)]}
+
+
 def test_nothing_is_written_before_the_first_measurement(tmp_path):
     writer = SummaryWriter(tmp_path)
     writer.close()

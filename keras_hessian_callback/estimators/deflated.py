@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,12 @@ class Deflated:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> Basis:
         """The state whose arrays these are."""
         return Basis.of_arrays(arrays)
+
+    def smaller(self, products: int) -> "Deflated":
+        """These settings with at most so many products, and a basis that leaves two for probes."""
+        most = min(self.max_matvecs, max(3, products))
+        rank = None if self.max_rank is None else min(self.max_rank, most - 2)
+        return replace(self, max_matvecs=most, max_rank=rank)
 
     def check(self, operator: LinearOperator) -> None:
         """Warns where the basis would not fit."""

@@ -23,6 +23,9 @@ class Estimator(Protocol):
     def restore(self, arrays: Mapping[str, np.ndarray]) -> Any:
         """The state whose `state.arrays()` these are."""
 
+    def smaller(self, products: int) -> "Estimator | None":
+        """The same with at most so many products, or the fewest it can do with; None: it cannot."""
+
     def check(self, operator: LinearOperator) -> None:
         """Raises ValueError where this estimator cannot measure `operator`."""
 

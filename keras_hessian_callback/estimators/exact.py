@@ -62,6 +62,9 @@ class Exact:
         check_products(self.products)
         check_count("max_parameters", self.max_parameters)
 
+    def smaller(self, products: int) -> None:
+        """The exact norm takes all products."""
+
     def check(self, operator: LinearOperator) -> None:
         """Raises ValueError where the operator has more columns than `max_parameters`."""
         n = operator.shape[0]

@@ -1,7 +1,7 @@
 """Plain Monte Carlo: the Frobenius norm and the trace from random probes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,10 @@ class Hutchinson:
                 f"`distribution` must be one of {', '.join(PROBES)}; got {self.distribution!r}."
             )
         check_products(self.products)
+
+    def smaller(self, products: int) -> "Hutchinson":
+        """These settings with at most so many probes, of which an error takes two."""
+        return replace(self, num_probes=min(self.num_probes, max(2, products)))
 
     def check(self, operator: LinearOperator) -> None:
         """Every symmetric operator can be measured."""
