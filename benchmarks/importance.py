@@ -128,7 +128,9 @@ def measure(draws: int) -> dict[str, Any]:
     vectors = np.random.default_rng(0).choice([-1.0, 1.0], (whole.shape[0], 20))
     chosen = operators["importance", EXAMPLES[-1]]
     return {
+        "network": "-".join(map(str, WIDTHS)),
         "parameters": whole.shape[0],
+        "examples": list(EXAMPLES),
         "pool": len(pool[0]),
         "folds": _FOLDS,
         "draws": draws,
