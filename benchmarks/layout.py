@@ -10,9 +10,10 @@ def conditions(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     others = machine["cores_of_others"]
     load = "" if others is None else f" (other processes kept {max(others, 0.0):.1f} of them busy)"
+    repeats = f"{results['rounds']} rounds" if "rounds" in results else "each draw once"
     return (
         f"{results['date']}, {machine['cores']} cores of {machine['cpu']}{load}, "
-        f"{results['rounds']} rounds.\n{versions}."
+        f"{repeats}.\n{versions}."
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from importance_tables import importance_errors
 from layout import bar as _bar
 from layout import conditions as _conditions
 from layout import span as _range
@@ -41,6 +42,7 @@ To run them (about half an hour; leave the machine alone meanwhile):
     python benchmarks/exact.py
     python benchmarks/real_models.py
     python benchmarks/training_overhead.py
+    python benchmarks/importance.py
     python benchmarks/tables.py
 """
 
@@ -227,6 +229,7 @@ def main() -> None:
         _first_calls(products),
         _exact(exact),
         _real_models(load("real_models")),
+        importance_errors(load("importance")),
     ]
     if (RESULTS / "training_overhead.json").exists():
         parts.append(training_overhead(load("training_overhead")))

@@ -6,6 +6,7 @@ from keras_hessian_callback.estimators.exact import Exact
 from keras_hessian_callback.estimators.hutchinson import Hutchinson
 from keras_hessian_callback.measurement import hessian_frobenius_norm, measure_curvature
 from keras_hessian_callback.operators.hessian import HessianOperator
+from keras_hessian_callback.pool import importance
 from keras_hessian_callback.results import CurvatureReport, Estimate
 from keras_hessian_callback.schedule import every, within
 
@@ -19,6 +20,7 @@ __all__ = [
     "Hutchinson",
     "every",
     "hessian_frobenius_norm",
+    "importance",
     "measure_curvature",
     "within",
 ]

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from keras_hessian_callback.budget import Budget
 from keras_hessian_callback.carried import CarriedState
-from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.errors import measuring_failed, summary
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import measure, resolve_method
@@ -22,6 +21,7 @@ from keras_hessian_callback.operators.hessian import (
     check_batch_size,
     check_training,
 )
+from keras_hessian_callback.pool import check_drawn, held_out
 from keras_hessian_callback.results import LAYER, CurvatureReport
 from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
 from keras_hessian_callback.summaries import SummaryWriter
@@ -56,7 +56,8 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     Args:
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
-            batches, or a `keras.utils.PyDataset`. Read once, here, into memory.
+            batches, or a `keras.utils.PyDataset`. Read once, here, into memory. Or an
+            `importance` of these: each measurement draws examples from them.
         method: `"stochastic"` (`Deflated()`), `"autodiff"` (`Exact(products="autodiff")`),
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
             its settings.
@@ -125,7 +126,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._estimator = resolve_method(method)
         self._schedule = resolve_schedule(schedule)
         self._budget = Budget(getattr(self._schedule, "overhead", None))
-        self._data = HeldOutData(data)
+        self._data = held_out(data)
+        check_drawn(self._data, training=training, loss_fn=loss_fn)
         self._log_dir = log_dir
         self._batch_size = batch_size
         self._loss_fn = loss_fn

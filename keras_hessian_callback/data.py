@@ -19,11 +19,16 @@ _UNBOUNDED_BYTES = 4 * 2**30  # where a dataset does not know its length
 
 
 class Batch(NamedTuple):
-    """Examples as `fit` hands them to a model: each may be nested, `y` and weights None."""
+    """Examples as `fit` hands them to a model: each may be nested, `y` and weights None.
+
+    `importance` (examples,) multiplies the sample weights of every output, where examples were
+    drawn with unequal probabilities.
+    """
 
     x: Any
     y: Any
     sample_weight: Any
+    importance: Any = None
 
 
 class HeldOutData:
@@ -67,10 +72,14 @@ class HeldOutData:
         size = min(batch_size or self.num_examples, self.num_examples)
         starts = range(0, self.num_examples, size)
         slices = [slice(start, start + size) for start in starts]
-        return [
-            _map_arrays(lambda leaf, part=part: tf.constant(leaf[part]), self._batch)
-            for part in slices
-        ]
+        return [self.examples(part) for part in slices]
+
+    def examples(self, places: slice | np.ndarray, importance: np.ndarray | None = None) -> Batch:
+        """The examples at these places as one batch, with their `importance` in Keras' floatx."""
+        batch = _map_arrays(lambda leaf: tf.constant(leaf[places]), self._batch)
+        if importance is None:
+            return batch
+        return batch._replace(importance=tf.constant(importance, keras.config.floatx()))
 
 
 def concatenate(first: Batch, second: Batch) -> Batch:

@@ -10,6 +10,7 @@ Seed = int | tuple[int, int]
 
 PROBES = ("rademacher", "normal")
 PROBES_PER_BLOCK = 8
+_UNIFORMS = -1  # where blocks of probes have their number
 _ENTRIES = 2**20  # of a block that are cast to float64 at a time
 
 
@@ -46,9 +47,7 @@ def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dt
     Returns:
         Tensor (n, PROBES_PER_BLOCK): a probe a column.
     """
-    pair = seed if isinstance(seed, tuple) else (seed, 0)
-    words = tf.constant([word & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
-    key = tf.random.experimental.stateless_fold_in(words, block, alg="philox")
+    key = _key(seed, block)
     shape = [size, PROBES_PER_BLOCK]
     if distribution == "normal":
         return tf.random.stateless_normal(shape, key, dtype=dtype, alg="philox")
@@ -57,6 +56,19 @@ def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dt
     )
     one = tf.ones([], dtype)
     return tf.where(bits < 0, -one, one)
+
+
+def uniforms(count: int, seed: Seed) -> np.ndarray:
+    """Independent numbers in [0, 1), (count,) in float64, as a function of the seed alone."""
+    key = _key(seed, _UNIFORMS)
+    return tf.random.stateless_uniform([count], key, dtype=tf.float64, alg="philox").numpy()
+
+
+def _key(seed: Seed, number: int) -> tf.Tensor:
+    """A key of stateless random numbers for each seed and number."""
+    pair = seed if isinstance(seed, tuple) else (seed, 0)
+    words = tf.constant([word & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
+    return tf.random.experimental.stateless_fold_in(words, number, alg="philox")
 
 
 def machine_epsilon(dtypes: Iterable[tf.DType]) -> float:

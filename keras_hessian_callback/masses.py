@@ -47,6 +47,54 @@ def masses_of(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
     return tf.stack(masses or [num_examples(batch)])
 
 
+def reweighted(batch: Batch, y_pred: Any = None, names: Sequence[str] = ()) -> Any:
+    """The sample weights as the loss takes them, times the importance of each example.
+
+    Keras multiplies each entry of a loss (examples, ...) by a weight, which must have an axis for
+    each axis of the loss: one less than the output has.
+
+    Args:
+        batch: The examples.
+        y_pred: The model's outputs; None: of a `loss_fn`, which takes weights (examples,).
+        names: The names of the outputs.
+    """
+    if batch.importance is None:
+        return batch.sample_weight
+    outputs, given = _by_output(y_pred), batch.sample_weight
+
+    def times(weight: Any, output: Any) -> tf.Tensor:
+        if weight is None:
+            rank = 2 if output is None else output.shape.rank
+            return _with_rank(batch.importance, rank - 1)
+        dtype = weight.dtype if weight.dtype.is_floating else batch.importance.dtype
+        factor = _with_rank(batch.importance, weight.shape.rank)
+        return tf.cast(weight, dtype) * tf.cast(factor, dtype)
+
+    def output_of(key: Any) -> Any:
+        other = _other_key(key, names)
+        return outputs.get(key, outputs.get(other))
+
+    if isinstance(given, dict):
+        return {key: times(weight, output_of(key)) for key, weight in given.items()}
+    if isinstance(given, list | tuple):
+        return [times(weight, output_of(index)) for index, weight in enumerate(given)]
+    if given is None and len({output.shape.rank for output in outputs.values()}) > 1:
+        return tf.nest.map_structure(lambda output: times(None, output), y_pred)
+    return times(given, next(iter(outputs.values()), None))
+
+
+def _with_rank(importance: tf.Tensor, rank: int) -> tf.Tensor:
+    """(examples,) with axes of length 1 after it."""
+    return tf.reshape(importance, [-1, *(1,) * max(rank - 1, 0)])
+
+
+def _other_key(key: Any, names: Sequence[str]) -> Any:
+    """The name of an output by its place, or its place by its name."""
+    if isinstance(key, int):
+        return names[key] if key < len(names) else None
+    return list(names).index(key) if key in names else None
+
+
 def _by_output(y_pred: Any) -> dict[Any, tf.Tensor]:
     """The outputs by their key: a dictionary's own, else their place."""
     if isinstance(y_pred, dict):
@@ -58,10 +106,8 @@ def _by_output(y_pred: Any) -> dict[Any, tf.Tensor]:
 def _of_output(values: Any, key: Any, names: Sequence[str]) -> Any:
     """What belongs to an output, of losses, targets or weights as `compile` and `fit` take them."""
     if isinstance(values, dict):
-        if isinstance(key, int):
-            key = names[key] if key < len(names) else None
-        return values.get(key)
+        return values.get(_other_key(key, names) if isinstance(key, int) else key)
     if isinstance(values, list | tuple):
-        index = key if isinstance(key, int) else list(names).index(key) if key in names else None
+        index = key if isinstance(key, int) else _other_key(key, names)
         return values[index] if index is not None and index < len(values) else None
     return values

@@ -34,7 +34,8 @@ def measure_curvature(
     Args:
         model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
-            batches, or a `keras.utils.PyDataset`.
+            batches, or a `keras.utils.PyDataset`. Or an `importance` of these: examples are drawn
+            from them, by `seed`.
         method: `"stochastic"` (`Deflated()`), `"autodiff"` (`Exact(products="autodiff")`),
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
             its settings.
@@ -142,12 +143,14 @@ def measure(
     check_seed(seed)
     start = time.perf_counter()
     carried = state is not None
+    operator = operator.drawn(seed)
     estimates, state = estimator(operator, seed=seed, state=state)
     whole = {name: e for name, e in estimates.items() if not name.startswith(LAYER)}
     report = CurvatureReport(
         estimates=whole,
         num_parameters=operator.shape[0],
         num_examples=operator.num_examples,
+        pool_size=operator.pool_size,
         num_matvecs=max(estimate.num_matvecs for estimate in whole.values()),
         seconds=time.perf_counter() - start,
         method=repr(estimator),

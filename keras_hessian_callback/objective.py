@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.masses import masses_of, num_examples
+from keras_hessian_callback.masses import masses_of, num_examples, reweighted
 from keras_hessian_callback.second_order import is_lower_precision
 
 Model: TypeAlias = keras.Model
@@ -111,13 +111,21 @@ class Objective:
             loss's sum over the batch is divided by. The loss of two batches together is the
             mean of the two losses weighted by their masses.
         """
+        return self.with_outputs(weights, batch)[:2]
+
+    def with_outputs(
+        self, weights: Sequence[tf.Tensor], batch: Batch
+    ) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        """The loss, its masses, and the model's outputs; None of a `loss_fn`."""
         with self._scope(weights):
             if self.loss_fn is not None:
-                loss = self.loss_fn(self.model, batch.x, batch.y, batch.sample_weight)
-                return _scalar(loss), tf.stack([num_examples(batch)])
+                loss = self.loss_fn(self.model, batch.x, batch.y, reweighted(batch))
+                return _scalar(loss), tf.stack([num_examples(batch)]), None
             y_pred = _call(self.model, batch.x, self._training)
+            names = getattr(self.model, "output_names", [])
+            batch = batch._replace(sample_weight=reweighted(batch, y_pred, names))
             loss = _compute_loss(self.model, batch, y_pred, self._training)
-            return _scalar(loss), masses_of(self.model, batch, y_pred)
+            return _scalar(loss), masses_of(self.model, batch, y_pred), y_pred
 
     def gradient(
         self, weights: Sequence[tf.Tensor], batch: Batch

@@ -66,6 +66,8 @@ class CurvatureReport(Mapping[str, Estimate]):
         layers: The Frobenius norm of each layer's rows of the Hessian, by the path of the
             layer: their squares add up to the square of the whole. Empty where the method
             does not tell them.
+        pool_size: Examples of the pool that `num_examples` were drawn from by `importance`;
+            None: not drawn.
 
     Example:
 
@@ -89,6 +91,7 @@ class CurvatureReport(Mapping[str, Estimate]):
     num_folds: int = 1
     carried: bool = False
     layers: Mapping[str, Estimate] = field(default_factory=dict)
+    pool_size: int | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -112,6 +115,7 @@ class CurvatureReport(Mapping[str, Estimate]):
             "num_folds": self.num_folds,
             "carried": self.carried,
             "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
+            "pool_size": self.pool_size,
         }
 
 

@@ -13,6 +13,7 @@ from keras_hessian_callback import (
     HessianOperator,
     Hutchinson,
     hessian_frobenius_norm,
+    importance,
     measure_curvature,
 )
 
@@ -32,6 +33,7 @@ def test_public_names():
         "Hutchinson",
         "every",
         "hessian_frobenius_norm",
+        "importance",
         "measure_curvature",
         "within",
     ]
@@ -79,6 +81,7 @@ def test_public_names():
             },
             {},
         ),
+        (importance, {"num_examples": 256}, {"floor": 0.1}),
         (Exact, {"products": "auto", "max_parameters": 20_000}, {}),
         (
             Hutchinson,

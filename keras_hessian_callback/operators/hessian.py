@@ -1,5 +1,6 @@
 """The Hessian of a model's loss on held-out data, as a linear operator."""
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.errors import ran_out_of_memory, summary
+from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.objective import LossFn, Model, Objective
+from keras_hessian_callback.operators.drawn import Draws
 from keras_hessian_callback.operators.guard import check_derivatives
 from keras_hessian_callback.operators.linear_operator import Vectors, check_products
 from keras_hessian_callback.operators.shares import find_shares
 from keras_hessian_callback.operators.traced import TracedProducts
+from keras_hessian_callback.pool import Importance, check_drawn, held_out
 from keras_hessian_callback.second_order import SecondDerivativeError
 
 
@@ -30,7 +33,8 @@ class HessianOperator:
     Args:
         model: A built `keras.Model`; compiled, unless `loss_fn` is given.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
-            batches, or a `keras.utils.PyDataset`. Read once into memory.
+            batches, or a `keras.utils.PyDataset`. Read once into memory. Or an `importance` of
+            these: examples are drawn once, at construction.
         products: `"autodiff"`, exact up to rounding; refused where TensorFlow's second
             derivatives are missing or wrong. `"finite_difference"`, central differences of the
             gradient. `"auto"`: the first, and with a warning the second where it is refused.
@@ -82,9 +86,14 @@ class HessianOperator:
         check_batch_size(batch_size)
         check_training(training, batch_size)
         self._objective = Objective(model, loss_fn, training=training)
-        self._data = data if isinstance(data, HeldOutData) else HeldOutData(data)
+        self._data = held_out(data)
+        check_drawn(self._data, training=training, loss_fn=loss_fn)
         self._batches = self._data.micro_batches(batch_size)
         self._traced, self._shares = self._choose(products)
+        self._draws: Draws | None = None
+        if isinstance(self._data, Importance):
+            self._draws = Draws(self._traced, self._data, batch_size)
+            self._batches, self._shares = self._draws.batches(seed=0)
         n = self._traced.num_parameters
         self.shape = (n, n)
         self.dtype = self._traced.dtype
@@ -96,8 +105,28 @@ class HessianOperator:
 
     @property
     def num_examples(self) -> int:
-        """Held-out examples that the loss is averaged over."""
+        """Held-out examples that the loss is averaged over; those drawn, by `importance`."""
         return self._data.num_examples
+
+    @property
+    def pool_size(self) -> int | None:
+        """Examples of the pool that they were drawn from; None: not drawn."""
+        return self._data.pool.num_examples if isinstance(self._data, Importance) else None
+
+    def drawn(self, seed: Seed) -> "HessianOperator":
+        """This operator on examples drawn anew by `importance`, as a function of the seed.
+
+        Args:
+            seed: Int, or a pair (seed, step).
+
+        Returns:
+            An operator that shares the trace with this one; itself where nothing is drawn.
+        """
+        if self._draws is None:
+            return self
+        other = copy.copy(self)
+        other._batches, other._shares = self._draws.batches(seed)
+        return other
 
     @property
     def shares(self) -> tuple[float, ...]:
