@@ -12,7 +12,6 @@ from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance
 from keras_hessian_callback.second_order import exact_derivatives
 
-
 _LOOK = 4  # micro-batches of the pool at a time: a forward pass keeps no activations
 
 
