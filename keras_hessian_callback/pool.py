@@ -74,6 +74,11 @@ def importance(data: Any, num_examples: int = 256, *, floor: float = 0.1) -> Imp
     the loss of each is multiplied by 1 / (N p_i), on top of its sample weight. The mean Hessian
     over all draws is then that of the pool, exactly, regularizers included.
 
+    Measured with a pool of 1,000 digits and a network of 1,482 weights (benchmarks/README.md):
+    256 draws find the pool's norm within 2.6 % after 15 epochs, uniform draws within 7.8 %, so
+    that 9 times as many would be needed; after 6 epochs within 2.7 and 4.1 %. In the first 3
+    epochs, while no example is fitted, there is no gain; with squared errors there is never any.
+
     What is drawn is no less a sample: the square of `frobenius_norm` is on average that of the
     pool plus the variance of the draw, E||H_S - H||_F^2, which the choice makes smaller but not
     zero. With `batch_size` set, the micro-batches are independent draws, and the square of
@@ -95,8 +100,9 @@ def importance(data: Any, num_examples: int = 256, *, floor: float = 0.1) -> Imp
     Raises:
         TypeError, ValueError: If an argument is not accepted.
 
-    Cost: At each measurement a forward pass of the pool, in micro-batches (of `num_examples`
-    where `batch_size` is None) with 16 second derivatives of the loss by the output alone; at
+    Cost: At each measurement a forward pass of the pool, 4 micro-batches at a time (4 times
+    `num_examples` where `batch_size` is None), with 16 second derivatives of the loss by the
+    output alone: little beside 20 products on a large network, half of them on a tiny one. At
     the start a second trace of the model and 8 products on two micro-batches, which check that
     the loss is a mean over examples, each multiplied by its weight. Refused, since nothing there
     makes the draw unbiased: activity regularizers and other `add_loss` that depend on the

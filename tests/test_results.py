@@ -56,6 +56,7 @@ def test_to_dict_is_strict_json():
         "products": "autodiff",
         "num_folds": 1,
         "carried": False,
+        "pool_size": None,
         "layers": {
             "dense": {
                 "value": 2.0,

@@ -12,6 +12,8 @@ from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance
 from keras_hessian_callback.second_order import exact_derivatives
 
+_LOOK = 4  # micro-batches of the pool at a time: a forward pass keeps no activations
+
 
 class Draws:
     """Draws the micro-batches of an operator from a pool, at the weights of the moment.
@@ -40,7 +42,8 @@ class Draws:
     def batches(self, seed: Seed) -> tuple[list[Batch], list[float]]:
         """The micro-batches of one draw, and the share of each in their mean."""
         pool, count = self._data.pool, self._data.num_examples
-        seen = [self._look_at(places) for places in _parts(pool.num_examples, self._size)]
+        looks = _parts(pool.num_examples, _LOOK * self._size)
+        seen = [self._look_at(places) for places in looks]
         scores = np.concatenate([part[0] for part in seen])
         masses = np.stack([part[1] for part in seen]).sum(axis=0) / pool.num_examples
         places, factors = self._data.draw(self._data.probabilities(scores), seed)
