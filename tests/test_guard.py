@@ -227,7 +227,7 @@ def test_the_guard_runs_once_per_fit_and_is_cheap(monkeypatch):
 
 
 def test_evaluations_of_the_guard():
-    """A product with its gradient, and four gradients, on 4 examples: at most 8 gradients."""
+    """A product with its gradient, and two gradients, on 4 examples: at most 8 gradients."""
     operator = HessianOperator(pooled(), images())
     sizes = []
     concrete = operator._traced.concrete
@@ -247,4 +247,4 @@ def test_evaluations_of_the_guard():
     start = time.perf_counter()
     check_derivatives(operator._traced, operator._batches[0])
     assert time.perf_counter() - start < 60
-    assert sizes == [(4, 1), (4, 0), (4, 0), (4, 0), (4, 0)]
+    assert sizes == [(4, 1), (4, 0), (4, 0)]
