@@ -28,10 +28,37 @@ def unpack(vector: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     ]
 
 
-def map_rows(function: Callable[[tf.Tensor], tf.Tensor], vectors: tf.Tensor) -> tf.Tensor:
-    """`function` of every row of (k, n), in a graph, two rows at a time; k may be 0."""
-    signature = tf.TensorSpec(vectors.shape[1:], vectors.dtype)
-    return tf.map_fn(function, vectors, parallel_iterations=2, fn_output_signature=signature)
+def map_columns(
+    function: Callable[[list[tf.Tensor]], Sequence[tf.Tensor]],
+    block: tf.Tensor,
+    like: Sequence[tf.Tensor],
+) -> tf.Tensor:
+    """`function` of every column of a block, in a graph, two columns at a time.
+
+    Args:
+        function: Takes a column as tensors with the shapes of `like`, gives others of these shapes.
+        block: (n, k); k may be 0.
+        like: One tensor per variable.
+
+    Returns:
+        The packed results (n, k), in the dtype of `block`.
+    """
+    sizes = [math.prod(t.shape) for t in like]
+    parts = tf.split(block, sizes)
+    columns = [
+        tf.reshape(tf.transpose(part), [-1, *t.shape]) for part, t in zip(parts, like, strict=True)
+    ]
+    results = tf.map_fn(
+        lambda column: [tf.cast(result, block.dtype) for result in function(column)],
+        columns,
+        parallel_iterations=2,
+        fn_output_signature=[tf.TensorSpec(t.shape, block.dtype) for t in like],
+    )
+    packed = [
+        tf.transpose(tf.reshape(result, [-1, size]))
+        for result, size in zip(results, sizes, strict=True)
+    ]
+    return tf.concat(packed, axis=0)
 
 
 def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dtype) -> tf.Tensor:
@@ -116,6 +143,15 @@ def _summed(function: Callable[..., tf.Tensor], *blocks: tf.Tensor) -> np.ndarra
 def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
     """The combinations of columns, in the dtype of the block (n, k): (n, l) from (k, l)."""
     return tf.matmul(block, tf.constant(coefficients, block.dtype))
+
+
+def weighted_sum(weights: Sequence[float], blocks: Iterable[tf.Tensor]) -> tf.Tensor:
+    """The sum of weights_i blocks_i, without the passes that change nothing."""
+    total = None
+    for weight, block in zip(weights, blocks, strict=True):
+        part = block if weight == 1.0 else block * tf.constant(weight, block.dtype)
+        total = part if total is None else total + part
+    return total
 
 
 def leading_basis(block: tf.Tensor, rank: int) -> tuple[tf.Tensor, np.ndarray]:

@@ -238,9 +238,9 @@ def test_evaluations_of_the_guard():
 
     original = operator._traced.arguments
 
-    def arguments(weights, batch, rows):
-        sizes.append((batch.x.shape[0], rows.shape[0]))
-        return original(weights, batch, rows)
+    def arguments(weights, batch, vectors):
+        sizes.append((batch.x.shape[0], vectors.shape[1]))
+        return original(weights, batch, vectors)
 
     operator._traced.concrete = Counted()
     operator._traced.arguments = arguments

@@ -7,7 +7,7 @@ from keras_hessian_callback.linalg import (
     column_square_sums,
     gram,
     leading_basis,
-    map_rows,
+    map_columns,
     pack,
     probes,
     unpack,
@@ -28,11 +28,22 @@ def test_unpack_inverts_pack():
         np.testing.assert_array_equal(back, tensor)
 
 
-def test_map_rows_takes_blocks_of_any_width():
-    double = tf.function(lambda rows: map_rows(lambda row: 2.0 * row, rows))
+def test_map_columns_takes_blocks_of_any_width():
+    """Each variable gets its part of a column, in its shape."""
+    like = [tf.zeros((2, 3)), tf.zeros(()), tf.zeros((2,), tf.float64)]
+
+    @tf.function
+    def scaled(block):
+        def function(parts):
+            assert [part.shape for part in parts] == [t.shape for t in like]
+            return [tf.transpose(2.0 * tf.transpose(parts[0])), 3.0 * parts[1], 4.0 * parts[2]]
+
+        return map_columns(function, block, like)
+
+    factors = np.array([2, 2, 2, 2, 2, 2, 3, 4, 4], "float32")
     for width in (0, 1, 5):
-        rows = tf.random.stateless_normal((width, 3), (1, 2))
-        np.testing.assert_array_equal(double(rows), 2.0 * rows)
+        block = tf.random.stateless_normal((9, width), (1, 2))
+        np.testing.assert_array_equal(scaled(block), factors[:, None] * block)
 
 
 def test_rademacher_probes_are_signs():

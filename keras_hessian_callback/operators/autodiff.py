@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.linalg import map_rows, pack, unpack
+from keras_hessian_callback.linalg import map_columns, pack
 from keras_hessian_callback.objective import Objective, dense
 from keras_hessian_callback.second_order import SecondDerivativeError
 
@@ -22,23 +22,24 @@ def autodiff_products(
         objective: The loss.
         weights: One tensor per trainable variable.
         batch: The examples.
-        vectors: (k, n), a vector a row.
+        vectors: (n, k), a vector a column.
 
     Returns:
-        The loss, its masses, the products (k, n), and the gradient (n,).
+        The loss, its masses, the products (n, k), and the gradient (n,).
     """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(weights)
         loss, masses, gradient = objective.gradient(weights, batch)
 
-    def product(vector: tf.Tensor) -> tf.Tensor:
-        cotangents = unpack(vector, weights)
+    def product(vector: list[tf.Tensor]) -> list[tf.Tensor]:
+        cotangents = [tf.cast(v, weight.dtype) for v, weight in zip(vector, weights, strict=True)]
         try:
             products = tape.gradient(gradient, weights, output_gradients=cotangents)
         except (LookupError, NotImplementedError, TypeError) as error:
             raise SecondDerivativeError(
                 f"TensorFlow cannot differentiate the gradient of this model: {error}."
             ) from error
-        return pack(dense(products, weights), vectors.dtype)
+        return dense(products, weights)
 
-    return loss, masses, map_rows(product, vectors), pack(gradient, vectors.dtype)
+    products = map_columns(product, vectors, weights)
+    return loss, masses, products, pack(gradient, vectors.dtype)

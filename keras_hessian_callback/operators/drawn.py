@@ -132,13 +132,13 @@ def _what_is_not_weighted(
     traced: TracedProducts, weights: Sequence[tf.Tensor], first: Batch, last: Batch
 ) -> str | None:
     size, dtype = traced.num_parameters, traced.dtype
-    row = tf.transpose(probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1])
+    column = probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1]
     masses = []
 
     def product(batch: Batch) -> np.ndarray:
-        _, mass, products = traced(weights, batch, row)
+        _, mass, products = traced(weights, batch, column)
         masses.append(float(tf.reduce_sum(mass)))
-        return products.numpy()[0]
+        return products.numpy()[:, 0]
 
     def without(batch: Batch) -> Batch:
         return batch._replace(importance=tf.zeros_like(batch.importance))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.linalg import machine_epsilon, map_rows, pack, unpack
+from keras_hessian_callback.linalg import machine_epsilon, map_columns, pack
 from keras_hessian_callback.objective import Objective
 
 
@@ -30,10 +30,10 @@ def finite_difference_products(
         objective: The loss.
         weights: One tensor per trainable variable.
         batch: The examples.
-        vectors: (k, n), a vector a row.
+        vectors: (n, k), a vector a column.
 
     Returns:
-        The loss, its masses, and the products (k, n).
+        The loss, its masses, and the products (n, k).
     """
     epsilon = machine_epsilon(objective.dtypes())
     origin = pack(weights, vectors.dtype)
@@ -41,13 +41,18 @@ def finite_difference_products(
     distance = tf.constant(epsilon ** (1 / 3), vectors.dtype) * scale
     loss, masses = objective(weights, batch)
 
-    def gradient(point: tf.Tensor) -> tf.Tensor:
-        return pack(objective.gradient(unpack(point, weights), batch)[2], vectors.dtype)
+    def gradient(step: Sequence[tf.Tensor], sign: float) -> list[tf.Tensor]:
+        point = [
+            tf.cast(tf.cast(weight, s.dtype) + sign * s, weight.dtype)
+            for weight, s in zip(weights, step, strict=True)
+        ]
+        gradients = objective.gradient(point, batch)[2]
+        return [tf.cast(gradient, vectors.dtype) for gradient in gradients]
 
-    def product(vector: tf.Tensor) -> tf.Tensor:
-        norm = tf.norm(vector)
-        step = vector * tf.math.divide_no_nan(distance, norm)
-        difference = gradient(origin + step) - gradient(origin - step)
-        return difference * (norm / (2.0 * distance))
+    def product(vector: list[tf.Tensor]) -> list[tf.Tensor]:
+        norm = tf.linalg.global_norm(vector)
+        step = [v * tf.math.divide_no_nan(distance, norm) for v in vector]
+        pairs = zip(gradient(step, 1.0), gradient(step, -1.0), strict=True)
+        return [(ahead - behind) * (norm / (2.0 * distance)) for ahead, behind in pairs]
 
-    return loss, masses, map_rows(product, vectors)
+    return loss, masses, map_columns(product, vectors, weights)

@@ -129,8 +129,8 @@ class _Gradients:
         vector = probes("rademacher", size=n, block=block, seed=0, dtype=np.dtype("float64"))
         vector = vector[:, 0].numpy() / math.sqrt(n)
         h = distance * (1.0 + math.sqrt(np.mean(point**2)))
-        product, gradient = self._at(point, vector[None, :])
-        product = product[0]
+        product, gradient = self._at(point, vector[:, None])
+        product = product[:, 0]
         over_h = over_2h = self._difference(point, vector, h)
         size = np.maximum(self._norms(over_h), self._norms(product))
         error = self._norms(product - over_h)
@@ -147,13 +147,13 @@ class _Gradients:
         )
 
     def _difference(self, point: np.ndarray, vector: np.ndarray, h: float) -> np.ndarray:
-        none = np.zeros([0, len(point)])
+        none = np.zeros([len(point), 0])
         ahead, behind = (self._at(point + s * vector, none)[1] for s in (h, -h))
         return (ahead - behind) / (2.0 * h)
 
-    def _at(self, point: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _at(self, point: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weights = unpack(tf.constant(point), self._weights)
-        arguments = self._traced.arguments(weights, self._batch, tf.constant(rows))
+        arguments = self._traced.arguments(weights, self._batch, tf.constant(vectors))
         _, _, products, gradient = self._double(*arguments)
         return products.numpy(), gradient.numpy()
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.errors import ran_out_of_memory, summary
-from keras_hessian_callback.linalg import Seed
+from keras_hessian_callback.linalg import Seed, weighted_sum
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
 from keras_hessian_callback.operators.guard import check_derivatives
@@ -171,8 +171,7 @@ class HessianOperator:
         """
         if V.ndim != 2 or V.shape[0] != self.shape[0]:
             raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
-        shares = [tf.constant(share, self.dtype) for share in self.shares]
-        total = sum(s * part for s, part in zip(shares, self.fold_products(V), strict=True))
+        total = weighted_sum(self.shares, self.fold_products(V))
         return total if tf.is_tensor(V) else total.numpy()
 
     def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
@@ -184,10 +183,10 @@ class HessianOperator:
         Yields:
             (n, k) tensors, one a micro-batch.
         """
-        rows = tf.transpose(tf.cast(V, self.dtype))
+        vectors = tf.cast(V, self.dtype)
         weights = self._objective.weights()
         for batch in self._batches:
-            yield tf.transpose(self._traced(weights, batch, rows)[2])
+            yield self._traced(weights, batch, vectors)[2]
 
     def _choose(self, products: str) -> tuple[TracedProducts, list[float]]:
         """The products that can be had, and the share of each micro-batch."""
@@ -228,7 +227,7 @@ class HessianOperator:
 
     def _has_gradient(self, traced: TracedProducts) -> bool:
         """Whether the graph runs where no product is asked for."""
-        none = tf.zeros([0, traced.num_parameters], traced.dtype)
+        none = tf.zeros([traced.num_parameters, 0], traced.dtype)
         try:
             traced(self._objective.weights(), self._batches[0], none)
         except tf.errors.OpError:

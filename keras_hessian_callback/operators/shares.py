@@ -29,9 +29,9 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
     """
     n = traced.num_parameters
     probe = probes("rademacher", size=n, block=0, seed=0, dtype=traced.dtype)
-    row = tf.transpose(probe[:, :1])
+    column = probe[:, :1]
     weights = traced.objective.weights()
-    parts = [traced(weights, batch, row) for batch in batches]
+    parts = [traced(weights, batch, column) for batch in batches]
     _check_loss(traced, batches[0], [float(part[0]) for part in parts])
     masses = np.stack([part[1].numpy() for part in parts])
     masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
@@ -44,7 +44,7 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
             "micro-batch, so the loss is no mean over them. Use batch_size=None."
         )
     if len(batches) > 1:
-        _check_additive(traced, batches, shares[:, 0], row, [part[2] for part in parts])
+        _check_additive(traced, batches, shares[:, 0], column, [part[2] for part in parts])
     return shares[:, 0].tolist()
 
 
@@ -58,7 +58,7 @@ def _check_loss(traced: TracedProducts, batch: Batch, losses: list[float]) -> No
         raise ValueError(
             f"`loss_fn` returned {wrong[0]} on the held-out data; it must be finite there."
         )
-    none = tf.zeros([0, traced.num_parameters], traced.dtype)
+    none = tf.zeros([traced.num_parameters, 0], traced.dtype)
     again = float(traced(weights, batch, none)[0])
     # A graph on a GPU may differ by rounding.
     if math.isfinite(losses[0]) and not math.isclose(again, losses[0], rel_tol=1e-5):
@@ -75,17 +75,17 @@ def _check_additive(
     traced: TracedProducts,
     batches: Sequence[Batch],
     shares: np.ndarray,
-    row: tf.Tensor,
+    column: tf.Tensor,
     products: Sequence[tf.Tensor],
 ) -> None:
     """Raises where a product on two micro-batches together is not their weighted mean."""
     weights = traced.objective.weights()
-    if _is_additive(traced, batches, shares, row, weights, products):
+    if _is_additive(traced, batches, shares, column, weights, products):
         return
     # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
     smaller = [0.3 * weight for weight in weights]
-    products = [traced(smaller, batch, row)[2] for batch in batches]
-    if not _is_additive(traced, batches, shares, row, smaller, products):
+    products = [traced(smaller, batch, column)[2] for batch in batches]
+    if not _is_additive(traced, batches, shares, column, smaller, products):
         raise ValueError(
             "The loss of two micro-batches together is not the mean of theirs, so it is no mean "
             "over examples (but a sum, weighted by hand, or one that compares examples): "
@@ -98,7 +98,7 @@ def _is_additive(
     traced: TracedProducts,
     batches: Sequence[Batch],
     shares: np.ndarray,
-    row: tf.Tensor,
+    column: tf.Tensor,
     weights: Sequence[tf.Tensor],
     products: Sequence[tf.Tensor],
 ) -> bool:
@@ -110,7 +110,7 @@ def _is_additive(
         pair = slice(first, first + 2)
         if not shares[pair].sum() > 0:
             continue
-        together = traced(weights, concatenate(*batches[pair]), row)[2].numpy()
+        together = traced(weights, concatenate(*batches[pair]), column)[2].numpy()
         mean = np.average(products[pair], axis=0, weights=shares[pair])
         scale = max(np.linalg.norm(part) for part in (together, *products[pair]))
         if np.linalg.norm(together - mean) > tolerance * scale:

@@ -102,17 +102,17 @@ class TracedProducts:
         return operations(self.concrete.graph)
 
     def __call__(
-        self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor
+        self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss, masses, and products (k, n) of rows (k, n), at these weights."""
-        loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, rows))
+        """Loss, masses, and products (n, k) with vectors (n, k), at these weights."""
+        loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, vectors))
         return loss, masses, products
 
     def arguments(
-        self, weights: Sequence[tf.Tensor], batch: Batch, rows: tf.Tensor
+        self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> list[tf.Tensor]:
-        """What the graph takes: the weights, the arrays of the batch, and the rows."""
-        return [*weights, *_leaves(batch), rows]
+        """What the graph takes: the weights, the arrays of the batch, and the vectors."""
+        return [*weights, *_leaves(batch), vectors]
 
     def _trace(self, weights: Sequence[tf.Tensor], *, any_size: bool) -> Any:
         first = len(weights)
@@ -120,7 +120,7 @@ class TracedProducts:
         for leaf in _leaves(self._example):
             size = None if any_size else leaf.shape[0]
             signature.append(tf.TensorSpec([size, *leaf.shape[1:]], leaf.dtype))
-        rows = tf.TensorSpec([None, self.num_parameters], tf.as_dtype(self.dtype))
+        vectors = tf.TensorSpec([self.num_parameters, None], tf.as_dtype(self.dtype))
 
         def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
             batch = _with_leaves(self._example, arguments[first:-1])
@@ -128,7 +128,7 @@ class TracedProducts:
                 self.objective, list(arguments[:first]), batch, arguments[-1]
             )
 
-        function = tf.function(block, autograph=False, input_signature=[*signature, rows])
+        function = tf.function(block, autograph=False, input_signature=[*signature, vectors])
         # The model's own summaries are not to be written once more.
         with exact_derivatives(self.objective.layers()), tf.summary.record_if(False):
             return function.get_concrete_function()
