@@ -1,7 +1,6 @@
-"""Compares products, and what they give of norm, trace and largest eigenvalue, with other libraries.
+"""Compares products, norms, traces and largest eigenvalues with other libraries.
 
-Run:  python benchmarks/against_peers.py --torch-python .venv-torch/bin/python
-          --jax-python .venv-jax/bin/python [--quick] [--networks digits ...] [--again]
+Run:  python benchmarks/against_peers.py [--quick] [--networks digits ...] [--again]
 
 Each library works in a process of its own, one at a time and in turns with the others. What is
 finished of a network is kept, also where a later one fails; `--again` measures it anew.
@@ -25,7 +24,8 @@ TIMED = ("mlp", "transformer", "resnet")
 TRAINED = {"digits": (0, 5, 8), "text": (0, 4), "images": (0, 5)}
 
 _FILE = "against_peers"
-_PROBLEMS = Path(__file__).parents[1] / "build" / "against_peers"
+_ROOT = Path(__file__).parents[1]
+_PROBLEMS = _ROOT / "build" / "against_peers"
 _MAX_LOSS_DIFFERENCE = 1e-5
 _MAX_PRODUCT_DIFFERENCE = 1e-3
 _SECONDS_PER_ROUND = 0.4
@@ -34,12 +34,12 @@ _MOST_REPEATS = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--jax-python", default=sys.executable)
+    parser.add_argument("--torch-python", default=str(_ROOT / ".venv-torch/bin/python"))
+    parser.add_argument("--jax-python", default=str(_ROOT / ".venv-jax/bin/python"))
     parser.add_argument("--libraries", nargs="+", choices=MODULES, default=list(MODULES))
     parser.add_argument("--networks", nargs="+", choices=[*TIMED, *TRAINED])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repetitions", type=int, default=32)
+    parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="a rehearsal; nothing is saved")
     parser.add_argument("--again", action="store_true", help="also what is finished")
     arguments = parser.parse_args()
@@ -60,10 +60,15 @@ def main() -> None:
             print(f"{name}: finished before")
             continue
         start = time.perf_counter()
-        kept["networks"][name] = measure(name, pythons, arguments.quick, **settings)
+        try:
+            figures = measure(name, pythons, arguments.quick, arguments.again, **settings)
+        except (WorkerError, subprocess.CalledProcessError) as error:
+            print(f"{name}: failed, {error}", flush=True)
+            continue
+        kept["networks"][name] = figures
         kept["networks"][name]["minutes"] = (time.perf_counter() - start) / 60
         print(f"{name}: {kept['networks'][name]['minutes']:.1f} minutes", flush=True)
-        results = environment() | settings | {"libraries": arguments.libraries} | kept
+        results = environment() | settings | {"networks": kept["networks"]}
         if not arguments.quick:
             save(_FILE, results)
         else:
@@ -71,11 +76,11 @@ def main() -> None:
 
 
 def measure(
-    name: str, pythons: dict[str, str], quick: bool, rounds: int, repetitions: int
+    name: str, pythons: dict[str, str], quick: bool, again: bool, rounds: int, repetitions: int
 ) -> dict[str, Any]:
     """Everything about one network; what fails of a library is named, and left out."""
     path = _PROBLEMS / f"{name}.npz"
-    if not path.exists():
+    if again or not path.exists():
         _PROBLEMS.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "peers.prepare", name, str(path)]
         with (_PROBLEMS / "prepare.log").open("a") as log:
@@ -92,10 +97,11 @@ def measure(
         _time(workers, figures, rounds)
         results: dict[str, Any] = {"libraries": figures}
         if name in TRAINED:
-            results["epochs"] = {
-                str(epoch): accuracy.measure(workers, epoch, repetitions, quick)
-                for epoch in TRAINED[name]
-            }
+            results["epochs"] = {}
+            for epoch in TRAINED[name][-1:] if quick else TRAINED[name]:
+                print(f"{name}, epoch {epoch}", flush=True)
+                figures_then = accuracy.measure(workers, epoch, repetitions, quick)
+                results["epochs"][str(epoch)] = figures_then
         return results
     finally:
         for worker in workers.values():

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from timing import load
+from peer_tables import against_peers
+from timing import RESULTS, load
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -244,6 +245,9 @@ def main() -> None:
         _exact(exact),
         _real_models(load("real_models")),
     ]
+    if (RESULTS / "against_peers.json").exists():
+        peers = load("against_peers")
+        parts.append(against_peers(peers, _conditions(peers)))
     (Path(__file__).parent / "README.md").write_text("\n".join(parts))
 
 

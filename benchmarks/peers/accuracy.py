@@ -5,7 +5,8 @@ of what is estimated, ||H||_F^2, so its relative error is half of that of the sq
 
 * Hutchinson's samples are independent: its error is measured at `PROBES` products, and that it
   falls with the root of their number is exact. Products for an error follow from that.
-* Others are run with more and more products until the error is below 1 %, or a limit is reached;
+* Others are run with more and more products until the error is below 1 %, or a limit of products or
+  seconds is reached;
   between two numbers the error is taken to be a straight line in logarithms.
 * Ours (`Deflated`) likewise, with no such line: the fewest products that were run.
 """
@@ -22,8 +23,9 @@ ERRORS = (0.01, 0.02, 0.05)
 GRID = (12, 24, 48, 96, 192)  # products of the peers' other estimators
 OURS_WARM = (8, 12, 16, 20)
 OURS_COLD = (10, 20, 40, 80)
-_UNTRAINED_LIMIT = 24
-_MOST_SECONDS = 25.0  # of a method at one number of products; then it goes no further
+_UNTRAINED_LIMIT = 12
+# That a method may take at the next number of products, all repetitions together.
+_MOST_SECONDS = {"norm": 40.0, "trace": 15.0, "top": 15.0}
 _MORE = 4  # times as many repetitions of ours where it has to match Hutchinson
 
 Samples = list[dict[str, float]]
@@ -77,9 +79,9 @@ def _peers(
             quantity = method.split("/")[0]
             point = _point(samples[library, method], truth[quantity], quantity)
             figures["points"].append(point)
-            spent = point["seconds"] * repetitions
+            expected = 2.0 * point["seconds"] * repetitions
             once = method.endswith(("/hutchinson", "/as documented"))
-            if once or point["error"] <= ERRORS[0] or spent > _MOST_SECONDS:
+            if once or point["error"] <= ERRORS[0] or expected > _MOST_SECONDS[quantity]:
                 active.remove((library, method))
     for methods in found.values():
         for method, figures in methods.items():
@@ -99,9 +101,11 @@ def _take_turns(
         for library, method in active:
             if "error" in found[library][method]:
                 continue
+            # Libraries with the same generator get numbers of their own, too.
+            seed = 1000 * list(workers).index(library) + repetition + 1
             size = PROBES if method.endswith("/hutchinson") else m
             try:
-                sample = workers[library]("estimate", method=method, m=size, seed=repetition + 1)
+                sample = workers[library]("estimate", method=method, m=size, seed=seed)
             except WorkerError as error:
                 found[library][method]["error"] = str(error)
                 continue
@@ -132,14 +136,18 @@ def _ours(
     figures: dict[str, Any] = {}
     for quantity, value in truth.items():
         points = {
-            option: _point([run | {"value": run["values"][quantity]} for run in samples], value,
-                           quantity)
+            option: _point(
+                [run | {"value": run["values"][quantity]} for run in samples], value, quantity
+            )
             for option, samples in runs.items()
         }
         needed = {
             str(e): next(
-                (point for option, point in points.items()
-                 if option != "default" and point["error"] <= e),
+                (
+                    point
+                    for option, point in points.items()
+                    if option != "default" and point["error"] <= e
+                ),
                 None,
             )
             for e in ERRORS

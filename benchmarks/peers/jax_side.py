@@ -126,7 +126,10 @@ class Matfree(JaxSide):
 
         norm = probes(stochtrace.monte_carlo_frobeniusnorm_squared)
         trace = probes(stochtrace.monte_carlo_trace)
-        xrow, xtrace = stochtrace.leave_one_out_xsymrownorms_squared, stochtrace.leave_one_out_xtrace
+        xrow, xtrace = (
+            stochtrace.leave_one_out_xsymrownorms_squared,
+            stochtrace.leave_one_out_xtrace,
+        )
         xnystrace = stochtrace.leave_one_out_xnystrace
         # Per sample: XSymRowNorm and XTrace take two products, XNysTrace one.
         return {

@@ -7,15 +7,14 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from exact import network as digits_network
 from networks import NETWORKS, Problem, resnet, transformer
 from sklearn.datasets import load_digits
 
-from exact import network as digits_network
 from keras_hessian_callback import HessianOperator
 from peers import problem
 
@@ -31,15 +30,15 @@ def digits() -> Problem:
 
 
 def text() -> Problem:
-    """The transformer, small, on 16 held-out sequences of a Markov chain."""
-    tokens = _markov_chain(16, seed=1)
+    """The transformer, small, on 8 held-out sequences of a Markov chain."""
+    tokens = _markov_chain(8, seed=1)
     return transformer(**_TEXT)[0], tokens[:, :-1], tokens[:, 1:]
 
 
 def images() -> Problem:
-    """The ResNet-like network, small, on 256 held-out digits as images."""
+    """The ResNet-like network, small, on 128 held-out digits as images."""
     x, y = _digits()
-    return resnet(**_DIGIT_IMAGES)[0], x[:_HELD_OUT].reshape(-1, 8, 8, 1), y[:_HELD_OUT]
+    return resnet(**_DIGIT_IMAGES)[0], x[:128].reshape(-1, 8, 8, 1), y[:128]
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

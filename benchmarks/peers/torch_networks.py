@@ -1,4 +1,4 @@
-"""The networks in PyTorch's own modules, with Keras's weights, inference-mode statistics and all."""
+"""The networks in PyTorch's own modules, with Keras's weights, in inference mode."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,30 @@ from torch.nn import functional
 
 from peers.problem import Arrays, Problem
 
+Norm = type[nn.LayerNorm]
 # How an array in Keras's shape becomes the parameter, and back.
 Layout = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
-def module(problem: Problem) -> tuple[nn.Module, list[nn.Parameter], list[Layout]]:
+class WrittenOutNorm(nn.LayerNorm):
+    """LayerNorm in elementary operations.
+
+    PyTorch's own has a wrong forward-mode derivative of its backward pass (seen in 2.13, in
+    float64, too): in the rows of `weight`, products by forward over reverse are off by 1 to 20 %.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        variance = (centred * centred).mean(-1, keepdim=True)
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+def module(
+    problem: Problem, norm: Norm = nn.LayerNorm
+) -> tuple[nn.Module, list[nn.Parameter], list[Layout]]:
     """The network, its parameters in Keras's order, and how their entries are laid out."""
     shapes = [array.shape for array in problem.vector]
-    network = _MODULES[problem.kind](shapes, problem)
+    network = _MODULES[problem.kind](shapes, problem, norm)
     pairs = network.in_keras_order()
     return network.eval(), [p for p, _ in pairs], [_layout(kind, p) for p, kind in pairs]
 
@@ -37,7 +53,7 @@ def data(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 class _Mlp(nn.Module):
-    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem, norm: Norm) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(*shape) for shape in shapes[::2])
         self.activation = getattr(torch, problem.activation)
@@ -52,10 +68,10 @@ class _Mlp(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, norm: Norm) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_1, self.norm_2 = (nn.LayerNorm(width, eps=1e-3) for _ in range(2))
+        self.norm_1, self.norm_2 = (norm(width, eps=1e-3) for _ in range(2))
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -85,14 +101,14 @@ class _Block(nn.Module):
 
 
 class _Transformer(nn.Module):
-    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem, norm: Norm) -> None:
         super().__init__()
         (vocabulary, width), positions = shapes[:2]
         self.embedding = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.zeros(positions))
         blocks = (len(shapes) - 6) // 16
-        self.blocks = nn.ModuleList(_Block(width, problem.heads) for _ in range(blocks))
-        self.norm = nn.LayerNorm(width, eps=1e-3)
+        self.blocks = nn.ModuleList(_Block(width, problem.heads, norm) for _ in range(blocks))
+        self.norm = norm(width, eps=1e-3)
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -131,7 +147,7 @@ class _Convolution(nn.Module):
 
 
 class _Resnet(nn.Module):
-    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], problem: Problem, norm: Norm) -> None:
         super().__init__()
         self.first = _Convolution(*shapes[0][2:])
         width = shapes[0][3]

@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from curvlinops import HessianLinearOperator, hutchinson_squared_fro, hutchinson_trace
-from curvlinops import hutchpp_trace, xtrace
+from curvlinops import (
+    HessianLinearOperator,
+    hutchinson_squared_fro,
+    hutchinson_trace,
+    hutchpp_trace,
+    xtrace,
+)
 from hessian_eigenthings import HessianOperator, LambdaOperator, lanczos, supervised_loss, trace
 from pyhessian import hessian
 from pyhessian.utils import hessian_vector_product
@@ -26,11 +31,12 @@ class TorchSide(Side):
     """What the three have in common: the network and its gradient."""
 
     packages = ("torch",)
+    norm = nn.LayerNorm
 
     def __init__(self, problem: Problem) -> None:
         torch.set_num_threads(2)
         self.problem = problem
-        self.network, self.parameters, self.layouts = torch_networks.module(problem)
+        self.network, self.parameters, self.layouts = torch_networks.module(problem, self.norm)
         # The library sees the parameters in the module's order; Keras's is for comparing.
         position = {id(p): i for i, p in enumerate(self.parameters)}
         self.order = [position[id(p)] for p in self.network.parameters()]
@@ -96,9 +102,7 @@ class PyHessian(TorchSide):
 
     def build(self) -> None:
         self.network.zero_grad()
-        self.library = hessian(
-            self.network, self.criterion, data=(self.x, self.y), cuda=False
-        )
+        self.library = hessian(self.network, self.criterion, data=(self.x, self.y), cuda=False)
         self.sizes = [p.numel() for p in self.library.params]
 
     def multiply(self, flat: Tensor) -> Tensor:
@@ -135,6 +139,7 @@ class Curvlinops(TorchSide):
     """Has the norm by probes; Hutch++ and XTrace for traces, so for the norm those of H H."""
 
     packages = ("torch", "curvlinops-for-pytorch")
+    norm = torch_networks.WrittenOutNorm
 
     def build(self) -> None:
         parameters = list(self.network.parameters())
@@ -219,4 +224,3 @@ class Eigenthings(TorchSide):
 
 
 SIDES = {"pyhessian": PyHessian, "curvlinops": Curvlinops, "eigenthings": Eigenthings}
-
