@@ -60,7 +60,7 @@ What the peers have no function for is what their user can make of their product
 hessian-eigenthings's norm by probes. Hutch++, XTrace and XNysTrace give traces, so for the norm
 they get the operator v -> H(Hv), two products each. Hutchinson's probes are independent, so its
 error is measured at 8 products and its products for an error follow from their number's root; the
-other estimators are run with 12, 24, ... products, at most 192, until their error is 1 % or they
+other estimators are run with 12, 24, ... products, at most 108, until their error is 1 % or they
 take too long, and ours with a few numbers. Where a line says "not reached", its last column says
 how far it was run. PyTorch 2.13 has a wrong forward-mode derivative of
 LayerNorm's backward pass, so curvlinops's products are off by 1 to 20 % in the rows of LayerNorm's

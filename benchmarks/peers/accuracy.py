@@ -20,13 +20,13 @@ from peers.parent import Worker, WorkerError
 
 PROBES = 8
 ERRORS = (0.01, 0.02, 0.05)
-GRID = (12, 24, 48, 96, 192)  # products of the peers' other estimators
-OURS_WARM = (8, 12, 16, 20)
-OURS_COLD = (10, 20, 40, 80)
+GRID = (12, 24, 48, 108)  # products of the peers' other estimators
+OURS_WARM = (12, 16, 20)
+OURS_COLD = (20, 40, 80)
 _UNTRAINED_LIMIT = 12
 # That a method may take at the next number of products, all repetitions together.
-_MOST_SECONDS = {"norm": 40.0, "trace": 15.0, "top": 15.0}
-_MORE = 4  # times as many repetitions of ours where it has to match Hutchinson
+_MOST_SECONDS = {"norm": 30.0, "trace": 10.0, "top": 10.0}
+_MORE = 3  # times as many repetitions of ours where it has to match Hutchinson
 
 Samples = list[dict[str, float]]
 
@@ -41,7 +41,7 @@ def measure(
         worker("epoch", epoch=epoch)
     peers = _peers(workers, truth, repetitions, _limit(epoch, quick))
     ours = {}
-    sizes = OURS_COLD[1:3] if quick else OURS_COLD
+    sizes = OURS_COLD[:2] if quick else OURS_COLD
     more = repetitions * (1 if epoch or quick else _MORE)
     ours["cold"] = _ours(workers["ours"], [epoch], sizes, truth, repetitions, more)
     if epoch:

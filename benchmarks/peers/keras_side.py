@@ -14,7 +14,7 @@ from peers.problem import Arrays, Problem
 from peers.side import BLOCK, Method, Side
 
 _EXACT = 10_000  # parameters, up to which the reference is exact
-_REFERENCE = {"max_matvecs": 240, "max_rank": 120, "target_error": None}
+_REFERENCE = {"max_matvecs": 160, "max_rank": 80, "target_error": None}
 
 
 class Ours(Side):
