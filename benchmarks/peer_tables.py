@@ -13,6 +13,7 @@ NAMES = {
     "matfree": "matfree",
     "jax": "JAX alone",
 }
+_ENOUGH = 30  # repetitions; fewer are pointed out
 _QUANTITIES = {"norm": "Frobenius norm", "trace": "Trace", "top": "Largest eigenvalue"}
 
 
@@ -136,7 +137,10 @@ def _row(label: str, figures: Mapping[str, Any]) -> list[str]:
     last = figures["points"][-1]
     products = [f"{n['products']:,.0f}" if n else "not reached" for n in needed]
     times = [_duration(n["seconds"]) if n else "" for n in needed]
-    return [label, *products, *times, f"{last['error']:.2%} in {last['products']:.0f}"]
+    shown = f"{last['error']:.2%} in {last['products']:.0f}"
+    if last["repetitions"] < _ENOUGH:
+        shown += f" ({last['repetitions']:.0f} repetitions)"
+    return [label, *products, *times, shown]
 
 
 def _duration(value: float) -> str:

@@ -101,6 +101,8 @@ def _take_turns(
         for library, method in active:
             if "error" in found[library][method]:
                 continue
+            if _too_slow(method, samples[library, method], repetitions):
+                continue
             # Libraries with the same generator get numbers of their own, too.
             seed = 1000 * list(workers).index(library) + repetition + 1
             size = PROBES if method.endswith("/hutchinson") else m
@@ -112,6 +114,14 @@ def _take_turns(
             if repetition >= 0:  # the first call compiles
                 samples[library, method].append(sample)
     return samples
+
+
+def _too_slow(method: str, samples: Samples, repetitions: int) -> bool:
+    """Whether two repetitions have to do: XLA's convolutions in a loop can take a second each."""
+    if method.endswith("/hutchinson") or len(samples) < 2:
+        return False
+    expected = samples[0]["seconds"] * repetitions
+    return expected > 2.0 * _MOST_SECONDS[method.split("/")[0]]
 
 
 def _ours(
