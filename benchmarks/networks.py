@@ -1,5 +1,6 @@
 """The networks that the benchmarks measure, each with random data and a compiled loss."""
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -20,13 +21,14 @@ def mlp() -> Problem:
     return _compiled(inputs, layers.Dense(10)(hidden)), x, _classes(10, 256)
 
 
-def transformer() -> Problem:
+def transformer(
+    vocabulary: int = 1000, length: int = 64, width: int = 128, blocks: int = 4
+) -> Problem:
     """A causal language model of 4 pre-norm blocks, width 128: 16 sequences of 64 tokens."""
     keras.utils.set_random_seed(0)
-    vocabulary, length, width = 1000, 64, 128
     tokens = keras.Input((length,), dtype="int32")
     hidden = _AddPositions()(layers.Embedding(vocabulary, width)(tokens))
-    for _ in range(4):
+    for _ in range(blocks):
         normed = layers.LayerNormalization()(hidden)
         attention = layers.MultiHeadAttention(num_heads=4, key_dim=width // 4)
         hidden = hidden + attention(normed, normed, use_causal_mask=True)
@@ -38,19 +40,25 @@ def transformer() -> Problem:
     return _compiled(tokens, logits), text[:, :-1], text[:, 1:]
 
 
-def resnet() -> Problem:
+def resnet(
+    image: tuple[int, int, int] = (32, 32, 3),
+    widths: tuple[int, ...] = (32, 64, 128),
+    momentum: float = 0.99,
+) -> Problem:
     """Residual blocks of 32, 64 and 128 channels with BatchNormalization: 64 images, 32x32x3."""
     keras.utils.set_random_seed(0)
-    images = keras.Input((32, 32, 3))
-    hidden = _convolution(images, 32)
-    for channels, strides in ((32, 1), (64, 2), (128, 2)):
+    images = keras.Input(image)
+    convolution = functools.partial(_convolution, momentum=momentum)
+    hidden = convolution(images, widths[0])
+    for channels in widths:
+        strides = 1 if channels == widths[0] else 2
         shortcut = hidden
         if strides != 1:
             shortcut = layers.Conv2D(channels, 1, strides=strides, use_bias=False)(hidden)
-        hidden = layers.ReLU()(_convolution(hidden, channels, strides))
-        hidden = layers.ReLU()(_convolution(hidden, channels) + shortcut)
+        hidden = layers.ReLU()(convolution(hidden, channels, strides))
+        hidden = layers.ReLU()(convolution(hidden, channels) + shortcut)
     logits = layers.Dense(10)(layers.GlobalAveragePooling2D()(hidden))
-    x = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(64, *image)).astype("float32")
     return _compiled(images, logits), x, _classes(10, 64)
 
 
@@ -71,9 +79,11 @@ class _AddPositions(layers.Layer):
         return inputs + self.positions
 
 
-def _convolution(inputs: keras.KerasTensor, channels: int, strides: int = 1) -> keras.KerasTensor:
+def _convolution(
+    inputs: keras.KerasTensor, channels: int, strides: int = 1, *, momentum: float
+) -> keras.KerasTensor:
     convolution = layers.Conv2D(channels, 3, strides=strides, padding="same", use_bias=False)
-    return layers.BatchNormalization()(convolution(inputs))
+    return layers.BatchNormalization(momentum=momentum)(convolution(inputs))
 
 
 def _classes(num_classes: int, *shape: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def _steady(model: keras.Model, x: np.ndarray, y: np.ndarray, rounds: int) -> di
     """Seconds of a product, and the same in gradients."""
     operator = HessianOperator(model, (x, y))
     differences = HessianOperator(model, (x, y), products="finite_difference")
-    gradient = _gradient_function(model, x, y)
+    gradient = gradient_function(model, x, y)
     vectors = tf.random.stateless_normal([operator.shape[0], _BLOCK], [0, 0])
     times = interleaved(
         {
@@ -95,7 +95,7 @@ def _steady(model: keras.Model, x: np.ndarray, y: np.ndarray, rounds: int) -> di
     }
 
 
-def _gradient_function(
+def gradient_function(
     model: keras.Model, x: np.ndarray, y: np.ndarray
 ) -> Callable[[], list[tf.Tensor]]:
     """The gradient as a user would write it, of the loss that the products are of."""

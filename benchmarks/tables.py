@@ -12,6 +12,7 @@ from layout import bar as _bar
 from layout import conditions as _conditions
 from layout import span as _range
 from layout import table as _table
+from peer_tables import against_peers
 from timing import RESULTS, load
 from training_tables import training_overhead
 
@@ -233,6 +234,9 @@ def main() -> None:
     ]
     if (RESULTS / "training_overhead.json").exists():
         parts.append(training_overhead(load("training_overhead")))
+    if (RESULTS / "against_peers.json").exists():
+        peers = load("against_peers")
+        parts.append(against_peers(peers, _conditions(peers)))
     (Path(__file__).parent / "README.md").write_text("\n".join(parts))
 
 

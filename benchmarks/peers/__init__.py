@@ -1,0 +1,1 @@
+"""The libraries that `against_peers.py` compares, one side a file, each run by `worker.py`."""
