@@ -24,9 +24,8 @@ def split_estimates(split: Split, top: Split) -> dict[str, Estimate]:
     """
     rounding = 4.0 * float(np.finfo(split.residuals.dtype.as_numpy_dtype).eps)
     spent = split.num_matvecs
-    variance = split.variance()
     norm = split_norm_estimate(
-        split.exact, split.tails, variance, num_matvecs=spent, rounding=rounding
+        split.exact, split.tails, split.spread(), num_matvecs=spent, rounding=rounding
     )
     trace = _trace(split)
     estimates = {"frobenius_norm": norm}
@@ -82,7 +81,7 @@ def _spectral_norm(split: Split, top: Split, norm: Estimate, rounding: float) ->
     outer = math.sqrt(max(np.linalg.eigvalsh(crossing)[-1], 0.0))
     rest = norm.upper**2 - top.exact
     if split is top:
-        tail = split_norm_estimate(0.0, split.tails, split.variance(), num_matvecs=0)
+        tail = split_norm_estimate(0.0, split.tails, split.spread(), num_matvecs=0)
         rest = tail.upper**2
     rest = math.sqrt(max(rest, 0.0)) if not math.isnan(rest) else math.nan
     upper = (inner + rest) / 2.0 + math.hypot((inner - rest) / 2.0, outer)
@@ -109,14 +108,15 @@ def _stable_rank(norm: Estimate, spectral: Estimate) -> Estimate:
 def _layers(split: Split, norm: Estimate) -> dict[str, Estimate]:
     """The norm of each layer's rows; their squares add up to the square of the norm."""
     estimates = {}
-    squares = split.layer_squares()
-    total = sum(
-        known + float(np.mean(rest)) if len(rest) else known for known, rest in squares.values()
-    )
-    for name, (known, rest) in squares.items():
-        estimate = signed_root_estimate(known, rest, num_matvecs=split.num_matvecs)
-        square = known + (float(np.mean(rest)) if len(rest) else 0.0)
-        value = norm.value * math.sqrt(max(square / total, 0.0)) if total > 0.0 else 0.0
+    layers = split.layer_squares()
+    squares = {
+        name: known + (float(np.mean(rest)) if len(rest) else 0.0)
+        for name, (known, rest, _) in layers.items()
+    }
+    total = sum(squares.values())
+    for name, (known, rest, spread) in layers.items():
+        estimate = split_norm_estimate(known, rest, spread, num_matvecs=split.num_matvecs)
+        value = norm.value * math.sqrt(max(squares[name] / total, 0.0)) if total > 0.0 else 0.0
         estimates[LAYER + name] = Estimate(
             value,
             estimate.standard_error,
