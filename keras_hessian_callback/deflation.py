@@ -65,6 +65,7 @@ class Split:
 
     def _drop_probes(self) -> None:
         self.residuals = self._diagonals = self._empty
+        self._spread: Spread | None = None
         self._products = np.zeros((0, 0))
         self._shadows = np.zeros((len(self.inner), 0))  # Q'HPv
         self.tails = self.quadratics = self.fold_tails = np.zeros(0)
@@ -133,6 +134,7 @@ class Split:
             self.quadratics = np.append(self.quadratics, column_dots(block, total))
             self.fold_tails = np.append(self.fold_tails, folds)
         self._products = gram(self.residuals, self.residuals)
+        self._spread = None
 
     def _fold_products(self, block: tf.Tensor) -> Iterator[tf.Tensor]:
         self.num_matvecs += block.shape[1]
@@ -158,7 +160,7 @@ class Split:
         result = {}
         for name, (known, products) in parts.items():
             samples = np.diag(products).copy()
-            result[name] = known, samples, quadratic_spread(samples, products, positive=False)
+            result[name] = known, samples, quadratic_spread(samples, products)
         return result
 
     def ritz(self, index: int) -> tuple[float, float]:
@@ -173,13 +175,15 @@ class Split:
         residual = combine(self.products, s) - combine(self.basis, theta * s)
         return theta, float(np.sqrt(column_square_sums(residual)[0]))
 
+    @property
     def spread(self) -> Spread:
         """How ||PHPv||^2 spreads: v'Mv with M = (PHP)^2."""
-        if len(self.tails) < 2:
-            return quadratic_spread(self.tails, self._products)
-        squares = tf.square(self.residuals)
-        diagonal = 2.0 * _mean_of_pairs(gram(squares, squares))
-        return quadratic_spread(self.tails, self._products, diagonal=diagonal)
+        if self._spread is None:
+            squares = tf.square(self.residuals)
+            pairs = gram(squares, squares) if len(self.tails) > 1 else np.zeros((2, 2))
+            diagonal = 2.0 * _mean_of_pairs(pairs)
+            self._spread = quadratic_spread(self.tails, self._products, diagonal=diagonal)
+        return self._spread
 
     def trace_variance(self) -> tuple[float, float]:
         """An estimate of Var v'Av = 2 (||A||_F^2 - sum_k A_kk^2), A = PHP, and its freedom."""
@@ -192,7 +196,7 @@ class Split:
         guess = max(of_samples, of_pairs)
         if not guess > 0.0:
             return guess, m - 1.0
-        variation = self.spread().variation
+        variation = self.spread.variation
         freedom = 2.0 / min(precisions(guess, whole, variation, m))
         return pooled_variance(of_samples, of_pairs, whole, variation, m), freedom
 

@@ -25,7 +25,7 @@ def split_estimates(split: Split, top: Split) -> dict[str, Estimate]:
     rounding = 4.0 * float(np.finfo(split.residuals.dtype.as_numpy_dtype).eps)
     spent = split.num_matvecs
     norm = split_norm_estimate(
-        split.exact, split.tails, split.spread(), num_matvecs=spent, rounding=rounding
+        split.exact, split.tails, split.spread, num_matvecs=spent, rounding=rounding
     )
     trace = _trace(split)
     estimates = {"frobenius_norm": norm}
@@ -81,7 +81,7 @@ def _spectral_norm(split: Split, top: Split, norm: Estimate, rounding: float) ->
     outer = math.sqrt(max(np.linalg.eigvalsh(crossing)[-1], 0.0))
     rest = norm.upper**2 - top.exact
     if split is top:
-        tail = split_norm_estimate(0.0, split.tails, split.spread(), num_matvecs=0)
+        tail = split_norm_estimate(0.0, split.tails, split.spread, num_matvecs=0)
         rest = tail.upper**2
     rest = math.sqrt(max(rest, 0.0)) if not math.isnan(rest) else math.nan
     upper = (inner + rest) / 2.0 + math.hypot((inner - rest) / 2.0, outer)

@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
 
 def quadratic_spread(
-    samples: np.ndarray, products: np.ndarray, *, diagonal: float = 0.0, positive: bool = True
+    samples: np.ndarray, products: np.ndarray, *, diagonal: float | None = None
 ) -> Spread:
     """The spread of samples v'Mv of Rademacher probes; NaN for one sample.
 
@@ -38,9 +38,8 @@ def quadratic_spread(
     Args:
         samples: (m,) floats.
         products: (m, m), v_i'Mv_j.
-        diagonal: Estimate of 2 sum_k M_kk^2.
-        positive: Whether M has no negative eigenvalues. By Cauchy and Schwarz the skewness is at
-            least that of the chi-squared variable with this mean and variance then.
+        diagonal: Estimate of 2 sum_k M_kk^2 for an M without negative eigenvalues. None: it is
+            not known, and the variance is that of the samples.
     """
     m = len(samples)
     if m < 2:
@@ -55,21 +54,26 @@ def quadratic_spread(
     third = 8.0 * float(np.sum(products @ products * products)) / triples
     skew = min(2.0, max(third, 0.0) ** 2 / (4.0 * max(whole, _TINY) ** 3))
     of_samples = float(np.var(samples / unit, ddof=1))
-    of_pairs = whole - diagonal / unit**2
+    of_pairs = 0.0 if diagonal is None else whole - diagonal / unit**2
     guess = max(of_samples, of_pairs)
     if not guess > 0.0:
         return Spread(0.0, m - 1.0, 2.0)
-    least = 1.0 if positive else 0.0
-    variation = min(2.0, max(least * guess, skew))
+    if diagonal is None:
+        variation = max(skew, 1e-9)
+        freedom = (m - 1.0) / (1.0 + variation)
+        return Spread(of_samples * unit**2, freedom, variation)
+    # By Cauchy and Schwarz the skewness is at least that of the chi-squared variable with this
+    # mean and variance.
+    variation = min(2.0, max(guess, skew))
     variance = pooled_variance(of_samples, of_pairs, whole, variation, m)
     # The error of the variance that comes with that of the mean does not count: the interval
     # is for a scale, and that is in both. A quarter is left for eigenvalues that differ.
-    freedom = min(
+    noise = min(
         2.0 / (m - 1.0) * (1.0 + variation),
         4.0 / (m * (m - 1.0)) * (whole / guess) ** 2 + variation / m,
     )
-    variation = min(2.0, max(least * variance, skew, 1e-9))
-    return Spread(variance * unit**2, 2.0 / freedom, variation)
+    variation = min(2.0, max(variance, skew))
+    return Spread(variance * unit**2, 2.0 / noise, variation)
 
 
 def precisions(guess: float, whole: float, variation: float, m: int) -> tuple[float, float]:

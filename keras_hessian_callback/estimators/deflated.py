@@ -18,9 +18,8 @@ from keras_hessian_callback.operators.linear_operator import LinearOperator, che
 from keras_hessian_callback.split_estimates import split_estimates
 
 _BASIS_BYTES = 2 * 2**30  # that the basis and its products may take
-_FEWEST_PROBES = 4  # that an interval is stopped at, or planned for
-_PLANNED = 0.7  # of the target, so that what was planned seldom misses it
-_GAIN = 0.8  # of the predicted variance, for which probes so far are given up
+_FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
+_PLANNED = 0.6  # of the target: what was planned for that seldom misses it
 
 
 @dataclass(frozen=True)
@@ -192,10 +191,15 @@ class Deflated:
         return min(self._rank, _BASIS_BYTES // column)
 
     def _reached(self, split: Split) -> bool:
-        """Whether the interval is as narrow as `target_error` asks."""
+        """Whether the interval is as narrow as `target_error` asks.
+
+        Asked only where a plan made before the last probes said that these would do, with a
+        margin. To look again and again, and stop at the first narrow interval, picks samples
+        that are small by chance: values came out 0.4 standard errors low, coverage at 88-94 %.
+        """
         if self.target_error is None or len(split.tails) < min(_FEWEST_PROBES, self.max_matvecs):
             return False
-        norm = split_norm_estimate(split.exact, split.tails, split.spread(), num_matvecs=0)
+        norm = split_norm_estimate(split.exact, split.tails, split.spread, num_matvecs=0)
         half_width = max(norm.upper - norm.value, norm.value - norm.lower)
         return half_width <= self.target_error * norm.value
 
@@ -214,17 +218,17 @@ class Deflated:
 
     def _next(self, split: Split, left: int, most: int) -> tuple[int, int, bool]:
         """How many residuals to add to the basis, probes to draw then, and if these should do."""
-        now, share = split.spread().variance, split.variance_left()
+        now, share = split.spread.variance, split.variance_left()
         m = len(split.tails)
         square = split.exact + float(np.mean(split.tails))
         best, outlook = 0, self._outlook(now, square, 0, left, drawn=m)
         for rank in range(1, min(most - split.rank, m, left - 2) + 1):
             # What m - 2 columns leave is known; fewer are taken to leave what lies between.
             variance = now * share ** min(1.0, rank / max(1, m - 2))
-            other = self._outlook(variance / _GAIN, square, rank, left)
+            other = self._outlook(variance, square, rank, left)
             if other[::-1] < outlook[::-1]:
                 best, outlook = rank, other
-        # Of a basis that no measurement has tried yet, four probes might see too little.
+        # Of a basis that no measurement has tried yet, few probes might see too little.
         fewest = PROBES_PER_BLOCK if best else _FEWEST_PROBES
         planned = outlook[1] == 0.0
         width = outlook[0] - best if planned else PROBES_PER_BLOCK
@@ -243,7 +247,7 @@ class Deflated:
             drawn: Probes that there are already.
         """
         most = drawn + left - rank
-        if most < 2:
+        if most < min(_FEWEST_PROBES, drawn + left - 1):
             return left, math.inf
 
         def width(m: int) -> float:
@@ -287,7 +291,7 @@ def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
     vectors, squares = leading_basis(tf.concat([top.products, residuals], axis=1), most)
     if not vectors.shape[1]:
         return None
-    now, share = split.spread().variance, split.variance_left()
+    now, share = split.spread.variance, split.variance_left()
     # Of Var ||PHPv||^2 = 2 sum lambda^4: what each direction would take away.
     parts = 2.0 * squares**2
     parts[split.rank :] *= (
