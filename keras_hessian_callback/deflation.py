@@ -149,9 +149,14 @@ class Split:
         """
         crossing = self.outer - self.inner @ self.inner  # (PHQ)'PHQ
         parts: dict[str, tuple[float, np.ndarray]] = {}
-        for name, rows in self._operator.layers:
-            basis, residuals = self.basis[rows], self.residuals[rows]
-            known = column_square_sums(self.products[rows]).sum()
+        layers = self._operator.layers
+        sizes = [rows.stop - rows.start for _, rows in layers]
+        blocks = [
+            tf.split(block, sizes) if layers else ()
+            for block in (self.basis, self.residuals, self.products)
+        ]
+        for (name, _), basis, residuals, of_basis in zip(layers, *blocks, strict=True):
+            known = column_square_sums(of_basis).sum()
             known += np.sum(gram(basis, basis) * crossing)
             mixed = self._shadows.T @ gram(basis, residuals)
             products = gram(residuals, residuals) + mixed + mixed.T

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TINY = float(np.finfo(float).tiny)
-
 
 class Spread(NamedTuple):
     """How samples v'Mv of one symmetric matrix M spread, and how well that is known.
@@ -52,7 +50,7 @@ def quadratic_spread(
     whole = 2.0 * float(np.sum(products**2)) / (m * (m - 1.0))
     triples = m * (m - 1.0) * max(m - 2.0, 1.0)
     third = 8.0 * float(np.sum(products @ products * products)) / triples
-    skew = min(2.0, max(third, 0.0) ** 2 / (4.0 * max(whole, _TINY) ** 3))
+    skew = min(2.0, (max(third, 0.0) / whole**1.5) ** 2 / 4.0) if whole > 0.0 else 0.0
     of_samples = float(np.var(samples / unit, ddof=1))
     of_pairs = 0.0 if diagonal is None else whole - diagonal / unit**2
     guess = max(of_samples, of_pairs)

@@ -71,7 +71,7 @@ def shifted(estimate, factor):
 def test_on_prescribed_spectra(spectrum):
     """In one test, since the runs are made once for all that is asked of them."""
     matrix = symmetric_matrix(SPECTRA[spectrum])
-    operator, truth = Layered(matrix, rows=50), np.linalg.norm(matrix)
+    operator, truth = DenseOperator(matrix), np.linalg.norm(matrix)
     cold, warm = runs_along(Deflated(target_error=None), [operator] * 2)
     for runs in (cold, warm):
         check_norm(runs, truth)
@@ -110,8 +110,8 @@ def trained_hessians():
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     operator = HessianOperator(model, (x[:256], y[:256]))
     hessians = []
-    for _ in range(4):
-        model.fit(x[256:], y[256:], epochs=3, verbose=0)
+    for _ in range(3):
+        model.fit(x[256:], y[256:], epochs=4, verbose=0)
         matrix = operator.matmat(np.eye(operator.shape[0], dtype="float32")).astype("float64")
         hessians.append((matrix + matrix.T) / 2.0)
     return hessians
@@ -128,7 +128,10 @@ def test_along_the_training_of_a_network(trained_hessians, estimator):
         truth = np.linalg.norm(matrix)
         norms = [run["frobenius_norm"] for run in runs]
         assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
-        check_rest(runs, matrix, rows=390)
+        check_rest(runs, matrix)
+        for name, part in (("first", matrix[:390]), ("second", matrix[390:])):
+            layer = f"frobenius_norm/layer/{name}"
+            assert coverage(runs, layer, np.linalg.norm(part)) >= 0.92
     assert root_mean_square_error(runs, truth) < 0.01  # trained, and with a basis
 
 
@@ -144,7 +147,7 @@ def check_norm(runs, truth):
             assert not covers(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
 
 
-def check_rest(runs, matrix, rows=50):
+def check_rest(runs, matrix):
     """Theorems hold always; two-sided intervals in 92 % or more, upper bounds oftener."""
     eigenvalues = np.linalg.eigvalsh(matrix)
     largest = np.abs(eigenvalues).max()
@@ -155,8 +158,6 @@ def check_rest(runs, matrix, rows=50):
             assert eigenvalues[0] - 1e-9 <= ritz.value <= eigenvalues[-1] + 1e-9
         assert run["spectral_norm"].lower <= largest
     assert coverage(runs, "trace", np.trace(matrix)) >= 0.92
-    for name, part in (("first", matrix[:rows]), ("second", matrix[rows:])):
-        assert coverage(runs, f"frobenius_norm/layer/{name}", np.linalg.norm(part)) >= 0.91
     # The upper end takes the whole of the tail for one eigenvalue: it holds more often.
     assert coverage(runs, "spectral_norm", largest) >= 0.95
     assert coverage(runs, "stable_rank", np.sum(eigenvalues**2) / largest**2) >= 0.93

@@ -44,8 +44,9 @@ class Deflated:
             measurement. None: max_matvecs - 4.
         max_matvecs: Int of at least 3: products of a measurement.
         target_error: Float in (0, 1): stop when the 95 % interval of the norm is within this
-            share of it, on either side; the standard error is about half of that. None:
-            spend `max_matvecs`.
+            share of it, on either side. Products are planned for 0.6 of it, since to stop
+            wherever it is just reached would pick samples that are small by chance. None: spend
+            `max_matvecs`.
         products: How products are made: `"autodiff"`, `"finite_difference"`, or `"auto"`, the
             first where it is right and the second where not. The error bars are those of the
             sampling, not of the differences.
@@ -280,7 +281,8 @@ class _Draws:
             )
             self._rest = tf.concat([self._rest, block], axis=1)
             self._next_block += 1
-        taken, self._rest = self._rest[:, :count], self._rest[:, count:]
+        left = self._rest.shape[1] - count
+        taken, self._rest = tf.split(self._rest, [count, left], axis=1)
         return taken
 
 
