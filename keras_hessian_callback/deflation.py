@@ -15,6 +15,12 @@ from keras_hessian_callback.linalg import (
     leading_basis,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.spreads import (
+    Spread,
+    pooled_variance,
+    precisions,
+    quadratic_spread,
+)
 
 
 class Split:
@@ -59,6 +65,7 @@ class Split:
 
     def _drop_probes(self) -> None:
         self.residuals = self._diagonals = self._empty
+        self._spread: Spread | None = None
         self._products = np.zeros((0, 0))
         self._shadows = np.zeros((len(self.inner), 0))  # Q'HPv
         self.tails = self.quadratics = self.fold_tails = np.zeros(0)
@@ -127,27 +134,38 @@ class Split:
             self.quadratics = np.append(self.quadratics, column_dots(block, total))
             self.fold_tails = np.append(self.fold_tails, folds)
         self._products = gram(self.residuals, self.residuals)
+        self._spread = None
 
     def _fold_products(self, block: tf.Tensor) -> Iterator[tf.Tensor]:
         self.num_matvecs += block.shape[1]
         return self._operator.fold_products(block)
 
-    def layer_squares(self) -> dict[str, tuple[float, np.ndarray]]:
-        """||rows of H||_F^2 of each layer, as a known part and samples (m,) of the rest.
+    def layer_squares(self) -> dict[str, tuple[float, np.ndarray, Spread]]:
+        """||rows of H||_F^2 of each layer: a known part, samples (m,) of the rest, their spread.
 
-        With R = HPv = PHPv + Qa the rows of a layer are known up to ||R||^2 - ||Qa||^2. The
-        parts add up to those of the whole, since P and Q are orthogonal over all rows.
+        With R = HPv = PHPv + Qa the rows of a layer are known up to ||R||^2 - ||Qa||^2, a
+        quadratic form in v. The parts add up to those of the whole, since P and Q are
+        orthogonal over all rows.
         """
         crossing = self.outer - self.inner @ self.inner  # (PHQ)'PHQ
-        result: dict[str, tuple[float, np.ndarray]] = {}
-        for name, rows in self._operator.layers:
-            basis, residuals = self.basis[rows], self.residuals[rows]
-            known = column_square_sums(self.products[rows]).sum()
+        parts: dict[str, tuple[float, np.ndarray]] = {}
+        layers = self._operator.layers
+        sizes = [rows.stop - rows.start for _, rows in layers]
+        blocks = [
+            tf.split(block, sizes) if layers else ()
+            for block in (self.basis, self.residuals, self.products)
+        ]
+        for (name, _), basis, residuals, of_basis in zip(layers, *blocks, strict=True):
+            known = column_square_sums(of_basis).sum()
             known += np.sum(gram(basis, basis) * crossing)
-            samples = column_square_sums(residuals)
-            samples = samples + 2.0 * np.sum(self._shadows * gram(basis, residuals), axis=0)
-            before = result.get(name, (0.0, np.zeros(len(self.tails))))
-            result[name] = before[0] + float(known), before[1] + samples
+            mixed = self._shadows.T @ gram(basis, residuals)
+            products = gram(residuals, residuals) + mixed + mixed.T
+            before = parts.get(name, (0.0, np.zeros(products.shape)))
+            parts[name] = before[0] + float(known), before[1] + products
+        result = {}
+        for name, (known, products) in parts.items():
+            samples = np.diag(products).copy()
+            result[name] = known, samples, quadratic_spread(samples, products)
         return result
 
     def ritz(self, index: int) -> tuple[float, float]:
@@ -162,30 +180,30 @@ class Split:
         residual = combine(self.products, s) - combine(self.basis, theta * s)
         return theta, float(np.sqrt(column_square_sums(residual)[0]))
 
-    def variance(self) -> tuple[float, float]:
-        """An estimate of Var ||PHPv||^2, and its degrees of freedom; NaN for one probe.
-
-        With A = PHP the variance is 2 (||A^2||_F^2 - sum_k (A^2)_kk^2) for Rademacher probes,
-        and for two of them, v and w, ||A^2||_F^2 = E <Av, Aw>^2 and
-        (A^2)_kk^2 = E (Av)_k^2 (Aw)_k^2. The mean over pairs is steadier than the spread of
-        the m squares where many eigenvalues share the variance and little of it cancels.
-        """
-        pairs = np.triu_indices(len(self.tails), 1)
-        if not len(pairs[0]):
-            return math.nan, math.nan
-        squares = tf.square(self.residuals)
-        whole = 2.0 * float(np.mean(self._products[pairs] ** 2))
-        diagonal = 2.0 * float(np.mean(gram(squares, squares)[pairs]))
-        return _pooled(self.tails, whole - diagonal, whole)
+    @property
+    def spread(self) -> Spread:
+        """How ||PHPv||^2 spreads: v'Mv with M = (PHP)^2."""
+        if self._spread is None:
+            squares = tf.square(self.residuals)
+            pairs = gram(squares, squares) if len(self.tails) > 1 else np.zeros((2, 2))
+            diagonal = 2.0 * _mean_of_pairs(pairs)
+            self._spread = quadratic_spread(self.tails, self._products, diagonal=diagonal)
+        return self._spread
 
     def trace_variance(self) -> tuple[float, float]:
-        """The same of Var v'PHPv = 2 (||A||_F^2 - sum_k A_kk^2)."""
-        pairs = np.triu_indices(len(self.tails), 1)
-        if not len(pairs[0]):
+        """An estimate of Var v'Av = 2 (||A||_F^2 - sum_k A_kk^2), A = PHP, and its freedom."""
+        m = len(self.quadratics)
+        if m < 2:
             return math.nan, math.nan
         whole = 2.0 * float(np.mean(self.tails))
-        diagonal = 2.0 * float(np.mean(gram(self._diagonals, self._diagonals)[pairs]))
-        return _pooled(self.quadratics, whole - diagonal, whole)
+        of_pairs = whole - 2.0 * _mean_of_pairs(gram(self._diagonals, self._diagonals))
+        of_samples = float(np.var(self.quadratics, ddof=1))
+        guess = max(of_samples, of_pairs)
+        if not guess > 0.0:
+            return guess, m - 1.0
+        variation = self.spread.variation
+        freedom = 2.0 / min(precisions(guess, whole, variation, m))
+        return pooled_variance(of_samples, of_pairs, whole, variation, m), freedom
 
     def variance_left(self) -> float:
         """What part of the variance a basis of all but two of the residuals would leave.
@@ -207,26 +225,9 @@ class Split:
         return min(1.0, float(np.mean(left**2) / max(now, np.finfo(float).tiny))) ** 2
 
 
-def _pooled(samples: np.ndarray, of_pairs: float, scale: float) -> tuple[float, float]:
-    """The mean of two estimates of a variance, weighted by their precision, and its freedom.
-
-    Args:
-        samples: (m,) whose own spread is one of them.
-        of_pairs: The other, from all pairs.
-        scale: The larger of the two terms that `of_pairs` is the difference of.
-    """
-    m = len(samples)
-    spread = float(np.var(samples, ddof=1))
-    guess = max(spread, of_pairs)
-    if not guess > 0.0:
-        return guess, m - 1.0
-    # Relative variances, with the skewness of a chi-squared variable of the same variation.
-    variation = min(2.0, guess / max(float(np.mean(samples)) ** 2, np.finfo(float).tiny))
-    of_spread = 2.0 / (m - 1.0) + 6.0 * variation / m
-    of_mean = 4.0 / (m * (m - 1.0)) * (scale / guess) ** 2 + 4.0 * variation / m
-    weight = of_spread / (of_spread + of_mean)
-    pooled = weight * of_pairs + (1.0 - weight) * spread
-    return max(pooled, spread / 4.0), 2.0 / min(of_spread, of_mean)
+def _mean_of_pairs(products: np.ndarray) -> float:
+    """The mean of what is above the diagonal."""
+    return float(np.mean(products[np.triu_indices(len(products), 1)]))
 
 
 def _blocks(vectors: tf.Tensor) -> Iterator[tf.Tensor]:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.results import Estimate
+from keras_hessian_callback.spreads import Spread
 
 
 def mean_estimate(
@@ -83,25 +84,36 @@ def root_mean_estimate(samples: np.ndarray, *, num_matvecs: int) -> Estimate:
 def split_norm_estimate(
     exact: float,
     samples: np.ndarray,
-    variance: tuple[float, float],
+    spread: Spread,
     *,
     num_matvecs: int,
     rounding: float = 0.0,
 ) -> Estimate:
     """sqrt(exact + the mean that samples ||Av||^2 are drawn from).
 
-    The interval is that of `root_mean_estimate` for the second term, moved by the first, which
-    carries no error; but with a given variance of a sample in place of the spread of m
-    squares, and Student's quantile with the degrees of freedom of that one. The variance is
-    raised by the factor 1 + 1 / m there: basis and number of samples were chosen on measurements
-    of that size.
+    A sample is a sum of chi-squared variables, one for each eigenvalue. What a basis has left is
+    often a bulk of small ones with one that stands out: little relative variance, and the
+    skewness of a single chi-squared variable. So the distribution is taken to be a constant plus
+    a scaled chi-squared variable with the mean, variance and skewness of the samples (Pearson
+    1959). The constant joins `exact`; for the rest R, with d degrees for the mean of m samples,
+    the interval is that of `root_mean_estimate`:
+    R / (1 - 2 / (9 d) +- t sqrt(2 (1 + 1 / m) / (9 d)))^3. The factor 1 + 1 / m stands for the
+    error of d.
+
+    With basis and m fixed before, this covers 93-97 % for m = 5 to 16, flat, decaying or one
+    eigenvalue out of a bulk (tests/test_spreads.py); up to 99 % of few samples where one
+    eigenvalue is all that is left; down to 91 % where one stands out that 4 to 8 samples do not
+    show. With both chosen on the way: 92.5-97 % (tests/test_coverage.py).
 
     Args:
         exact: The part of the square that is known.
         samples: (m,) non-negative floats, independent; m = 0: there is no other part.
-        variance: Of a sample, and the degrees of freedom that it is known with.
+        spread: Of the samples.
         num_matvecs: Products that all of it cost, for the record.
         rounding: Relative error of the value by rounding, added to the error.
+
+    References:
+        Pearson, "Note on an approximation to the distribution of non-central chi-squared" (1959).
     """
     m = len(samples)
     tail = float(np.mean(samples)) if m else 0.0
@@ -112,19 +124,21 @@ def split_norm_estimate(
         return exact_estimate(0.0, num_matvecs=num_matvecs)
     root = math.sqrt(square)
     slack = rounding * root
-    if m < 2 or tail == 0.0:
+    if m < 2 or tail == 0.0 or spread.variance <= 0.0:
         return Estimate(root, slack, root - slack, root + slack, num_matvecs)
-    of_sample, degrees = variance
-    variation = of_sample / tail**2 * (1.0 + 1.0 / m)
-    spread = variation / (9.0 * m)
-    half_width = student_quantile(degrees) * math.sqrt(spread)
-    narrow = 1.0 - spread - half_width
-    upper = math.sqrt(exact + tail * narrow**-3) if narrow > 0.0 else math.inf
-    lower = math.sqrt(exact + tail * (1.0 - spread + half_width) ** -3)
-    value = root + of_sample / m / (8.0 * root**3)
+    rest = math.sqrt(spread.variance / spread.variation)
+    known = square - rest
+    center = 1.0 - spread.variation / (9.0 * m)
+    half_width = student_quantile(spread.degrees) * math.sqrt(
+        spread.variation * (1.0 + 1.0 / m) / (9.0 * m)
+    )
+    narrow = center - half_width
+    upper = math.sqrt(max(known + rest * narrow**-3, 0.0)) if narrow > 0.0 else math.inf
+    lower = math.sqrt(max(known + rest * (center + half_width) ** -3, 0.0))
+    value = root + spread.variance / m / (8.0 * root**3)
     return Estimate(
         value,
-        math.hypot(0.5 * math.sqrt(of_sample / m) / root, slack),
+        math.hypot(0.5 * math.sqrt(spread.variance / m) / root, slack),
         min(lower, value) - slack,
         max(upper, value) + slack,
         num_matvecs,

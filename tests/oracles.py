@@ -9,6 +9,14 @@ import tensorflow as tf
 
 from tests.problems import Problem
 
+SPECTRA = {
+    "flat": np.linspace(0.5, 1.5, 120),
+    "decaying": 1.0 / np.arange(1.0, 121.0),
+    "outliers": np.r_[10.0, -6.0, 5.0 * np.ones(8), 0.2 * np.ones(110)],
+    "indefinite": np.r_[3.0 * np.ones(5), -4.0 * np.ones(5), np.linspace(-1.0, 1.0, 110)],
+    "low rank": np.r_[np.arange(1.0, 13.0), np.zeros(108)],
+}
+
 
 def double_precision(make: Callable[[], Problem], like: keras.Model | None = None) -> Problem:
     """The problem in float64, with the weights of `like`."""

@@ -1,31 +1,19 @@
 """The deflated estimator on spectra that are prescribed, in a random basis.
 
-False-fail rates are stated; seeds are fixed, so a test that passes keeps passing until the
-numbers change.
+How often its intervals hold the truth is in test_coverage.py.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
-from keras_hessian_callback import Deflated, Hutchinson
+from keras_hessian_callback import Deflated
 from keras_hessian_callback.estimators import deflated
 from keras_hessian_callback.operators.linear_operator import DenseOperator
-from tests.oracles import symmetric_matrix
-from tests.statistical import covers, is_unbiased
-
-SPECTRA = {
-    "flat": np.linspace(0.5, 1.5, 120),
-    "decaying": 1.0 / np.arange(1.0, 121.0),
-    "outliers": np.r_[10.0, -6.0, 5.0 * np.ones(8), 0.2 * np.ones(110)],
-    "indefinite": np.r_[3.0 * np.ones(5), -4.0 * np.ones(5), np.linspace(-1.0, 1.0, 110)],
-    "low rank": np.r_[np.arange(1.0, 13.0), np.zeros(108)],
-}
-SEEDS = range(400)
-FALSE_FAIL_RATE = 1e-3
+from tests.oracles import SPECTRA, symmetric_matrix
 
 
 class Layered(DenseOperator):
@@ -52,93 +40,6 @@ class Folded(DenseOperator):
             yield fold.matmat(V)
 
 
-def measured(estimator, operator):
-    """400 cold measurements, and 400 with the basis that the cold ones gave."""
-    cold, warm = [], []
-    for seed in SEEDS:
-        estimates, state = estimator(operator, seed=(seed, 0))
-        cold.append(estimates)
-        warm.append(estimator(operator, seed=(seed, 1), state=state)[0])
-    return cold, warm
-
-
-def shifted(estimate, factor):
-    """The estimate as a biased estimator would give it."""
-    fields = {name: factor * getattr(estimate, name) for name in ("value", "lower", "upper")}
-    return dataclasses.replace(estimate, **fields)
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA)
-def test_four_hundred_measurements(spectrum):
-    """In one test, since they are made once for all that is asked of them."""
-    matrix = symmetric_matrix(SPECTRA[spectrum])
-    operator = DenseOperator(matrix)
-    cold, warm = measured(Deflated(target_error=None), operator)
-    for runs in (cold, warm):
-        check_norm(runs, np.linalg.norm(matrix), wide=spectrum == "low rank")
-        check_trace(runs, np.trace(matrix))
-        check_extremes(runs, np.linalg.eigvalsh(matrix))
-    plain = [Hutchinson(num_probes=20)(operator, seed=(seed, 0))[0] for seed in SEEDS]
-    cold_error, warm_error, plain_error = (
-        np.sqrt(
-            np.mean([(float(e["frobenius_norm"]) / np.linalg.norm(matrix) - 1) ** 2 for e in r])
-        )
-        for r in (cold, warm, plain)
-    )
-    # 10 % are allowed to a cold start, as much again to the 400 repetitions.
-    assert cold_error <= 1.1 * 1.1 * plain_error
-    if spectrum in ("decaying", "outliers", "low rank"):
-        assert warm_error <= 0.4 * plain_error
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA)
-def test_four_hundred_measurements_that_stop_at_a_target(spectrum):
-    matrix = symmetric_matrix(SPECTRA[spectrum])
-    for runs in measured(Deflated(max_matvecs=40, target_error=0.02), DenseOperator(matrix)):
-        norms = [estimates["frobenius_norm"] for estimates in runs]
-        assert covers(norms, np.linalg.norm(matrix), false_fail_rate=FALSE_FAIL_RATE)
-
-
-def check_norm(runs, truth, *, wide):
-    """Unbiased, covered at 95 %; a bias of 5 % is found by both tests.
-
-    `wide`: where a few eigenvalues are all there is the intervals err to the safe side.
-    """
-    norms = [estimates["frobenius_norm"] for estimates in runs]
-    assert is_unbiased(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
-    if wide:
-        hits = [norm.lower <= truth <= norm.upper for norm in norms]
-        assert 0.93 <= np.mean(hits) <= 0.99
-    else:
-        assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
-    for factor in (0.95, 1.05):
-        biased = [shifted(norm, factor) for norm in norms]
-        assert not is_unbiased(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
-        if not wide:
-            assert not covers(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
-
-
-def check_trace(runs, truth):
-    """At least 92 % of 400, where 95 % is meant."""
-    traces = [estimates["trace"] for estimates in runs]
-    assert np.mean([trace.lower <= truth <= trace.upper for trace in traces]) >= 0.92
-
-
-def check_extremes(runs, eigenvalues):
-    """Bars that are theorems hold always; the intervals that are not, in 92 % of 400 or more."""
-    spectral_norm = np.abs(eigenvalues).max()
-    stable_rank = np.sum(eigenvalues**2) / spectral_norm**2
-    for estimates in runs:
-        for name in ("largest_ritz_value", "smallest_ritz_value"):
-            ritz = estimates[name]
-            assert np.any((ritz.lower <= eigenvalues) & (eigenvalues <= ritz.upper))
-            assert eigenvalues[0] - 1e-9 <= ritz.value <= eigenvalues[-1] + 1e-9
-        assert estimates["spectral_norm"].lower <= spectral_norm
-    for name, truth in (("spectral_norm", spectral_norm), ("stable_rank", stable_rank)):
-        hits = [estimates[name].lower <= truth <= estimates[name].upper for estimates in runs]
-        assert np.mean(hits) >= 0.92
-
-
 def test_a_basis_follows_a_matrix_that_moves():
     """Eigenvectors turn by 6 degrees a measurement; 20 products keep the norm within 2 %."""
     eigenvalues = SPECTRA["outliers"]
@@ -154,20 +55,36 @@ def test_a_basis_follows_a_matrix_that_moves():
     assert np.sqrt(np.mean(np.square(errors[3:]))) < 0.02
 
 
-def test_the_rank_grows_on_outliers_and_shrinks_when_the_spectrum_is_flat():
+def test_the_rank_is_the_one_that_makes_the_interval_narrowest():
+    """On outliers it grows to hold them; where the spectrum turns flat it falls to what pays.
+
+    Of 20 products the variance of a mean is V_k / (20 - k) with k columns, V_k = 2 sum of the
+    lambda^4 that are left over. Out of what a flat spectrum offers a few columns still pay, and
+    which do is seen through noise: the rank may be off by 3 from the best, but not the width
+    by more than 10 %.
+    """
     estimator = Deflated(target_error=None)
 
-    def rank(estimates):
-        return estimates["largest_ritz_value"].num_matvecs
+    def width(eigenvalues, rank):
+        left = np.sort(np.abs(eigenvalues))[: 120 - rank]
+        return stats.t.ppf(0.975, 19 - rank) * math.sqrt(np.sum(left**4) / (20 - rank))
 
     outliers = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
     flat = DenseOperator(symmetric_matrix(SPECTRA["flat"]))
-    state, ranks = None, []
-    for step, operator in enumerate([outliers] * 4 + [flat] * 4):
-        estimates, state = estimator(operator, seed=(0, step), state=state)
-        ranks.append(rank(estimates))
-    assert ranks[3] >= 10
-    assert ranks[7] <= ranks[3] / 2
+    ranks = []
+    for seed in range(10):
+        state = None
+        for step, operator in enumerate([outliers] * 4 + [flat] * 4):
+            estimates, state = estimator(operator, seed=(seed, step), state=state)
+            ranks.append(estimates["largest_ritz_value"].num_matvecs)
+    ranks = np.reshape(ranks, (10, 8))
+    assert (ranks[:, 3] >= 10).all()  # as many as there are outliers
+    for spectrum, rank in (("outliers", ranks[:, 3]), ("flat", ranks[:, 7])):
+        widths = [width(SPECTRA[spectrum], k) for k in range(15)]
+        assert np.mean([width(SPECTRA[spectrum], k) for k in rank]) <= 1.1 * min(widths)
+    best = int(np.argmin([width(SPECTRA["flat"], k) for k in range(15)]))
+    assert np.median(ranks[:, 7]) <= best + 3
+    assert (ranks[:, 7] < ranks[:, 3]).all()
 
 
 def test_layers_add_up_to_the_whole_and_are_those_of_its_rows():

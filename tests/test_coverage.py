@@ -1,0 +1,163 @@
+"""How often the intervals of `Deflated` hold the truth, over 400 runs or more.
+
+On prescribed spectra in a random basis, and along the training of a network with the basis
+carried. False-fail rates are stated; seeds are fixed, so a test that passes keeps passing until
+the numbers change. The probes are NumPy's, which come faster; the package's have their own tests.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+from keras_hessian_callback import Deflated, HessianOperator, Hutchinson
+from keras_hessian_callback.estimators import deflated, hutchinson
+from keras_hessian_callback.operators.linear_operator import DenseOperator
+from tests.oracles import SPECTRA, symmetric_matrix
+from tests.statistical import covers, is_unbiased
+
+SEEDS = range(400)
+FALSE_FAIL_RATE = 1e-3
+
+
+@pytest.fixture(autouse=True)
+def _fast_probes(monkeypatch):
+    def probes(distribution, *, size, block, seed, dtype):
+        assert distribution == "rademacher"
+        bits = np.random.default_rng([*seed, block]).integers(0, 2, (size, 8))
+        return tf.constant(2.0 * bits - 1.0, dtype)
+
+    for estimator in (deflated, hutchinson):
+        monkeypatch.setattr(estimator, "probes", probes)
+
+
+class Layered(DenseOperator):
+    """A matrix whose rows belong to two layers."""
+
+    def __init__(self, matrix, rows):
+        super().__init__(matrix)
+        self.layers = (("first", slice(0, rows)), ("second", slice(rows, len(matrix))))
+
+
+def runs_along(estimator, operators):
+    """For each operator 400 measurements, with the basis of the one before."""
+    runs = [[] for _ in operators]
+    for seed in SEEDS:
+        state = None
+        for step, operator in enumerate(operators):
+            estimates, state = estimator(operator, seed=(seed, step), state=state)
+            runs[step].append(estimates)
+    return runs
+
+
+def coverage(runs, name, truth):
+    return np.mean([run[name].lower <= truth <= run[name].upper for run in runs])
+
+
+def root_mean_square_error(runs, truth):
+    return np.sqrt(np.mean([(float(run["frobenius_norm"]) / truth - 1.0) ** 2 for run in runs]))
+
+
+def shifted(estimate, factor):
+    """The estimate as a biased estimator would give it."""
+    fields = {name: factor * getattr(estimate, name) for name in ("value", "lower", "upper")}
+    return dataclasses.replace(estimate, **fields)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_on_prescribed_spectra(spectrum):
+    """In one test, since the runs are made once for all that is asked of them."""
+    matrix = symmetric_matrix(SPECTRA[spectrum])
+    operator, truth = DenseOperator(matrix), np.linalg.norm(matrix)
+    cold, warm = runs_along(Deflated(target_error=None), [operator] * 2)
+    for runs in (cold, warm):
+        check_norm(runs, truth)
+        check_rest(runs, matrix)
+    plain = [Hutchinson(num_probes=20)(operator, seed=(seed, 0))[0] for seed in SEEDS]
+    # 10 % are allowed to a cold start, as much again to the 400 repetitions.
+    plain_error = root_mean_square_error(plain, truth)
+    assert root_mean_square_error(cold, truth) <= 1.1 * 1.1 * plain_error
+    if spectrum in ("decaying", "outliers", "low rank"):
+        assert root_mean_square_error(warm, truth) <= 0.4 * plain_error
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_where_a_target_stops_the_measurement(spectrum):
+    matrix = symmetric_matrix(SPECTRA[spectrum])
+    truth = np.linalg.norm(matrix)
+    for runs in runs_along(
+        Deflated(max_matvecs=40, target_error=0.02), [DenseOperator(matrix)] * 2
+    ):
+        norms = [run["frobenius_norm"] for run in runs]
+        assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
+        # Where to stop is seen on the samples, which leaves a bias: below a third of the error.
+        values = np.array([float(norm) for norm in norms])
+        assert abs(values.mean() - truth) < values.std() / 3.0
+
+
+@pytest.fixture(scope="module")
+def trained_hessians():
+    """Hessians of a small network on held-out digits, after epochs of training with Adam."""
+    keras.utils.set_random_seed(0)
+    x, y = load_digits(return_X_y=True)
+    x, y = (x / 16.0).astype("float32"), y.astype("int32")
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(10)]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    operator = HessianOperator(model, (x[:256], y[:256]))
+    hessians = []
+    for _ in range(3):
+        model.fit(x[256:], y[256:], epochs=4, verbose=0)
+        matrix = operator.matmat(np.eye(operator.shape[0], dtype="float32")).astype("float64")
+        hessians.append((matrix + matrix.T) / 2.0)
+    return hessians
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [Deflated(target_error=None), Deflated(max_matvecs=40, target_error=0.02)],
+    ids=["all products", "a target"],
+)
+def test_along_the_training_of_a_network(trained_hessians, estimator):
+    operators = [Layered(matrix, rows=390) for matrix in trained_hessians]
+    for matrix, runs in zip(trained_hessians, runs_along(estimator, operators), strict=True):
+        truth = np.linalg.norm(matrix)
+        norms = [run["frobenius_norm"] for run in runs]
+        assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
+        check_rest(runs, matrix)
+        for name, part in (("first", matrix[:390]), ("second", matrix[390:])):
+            layer = f"frobenius_norm/layer/{name}"
+            assert coverage(runs, layer, np.linalg.norm(part)) >= 0.92
+    assert root_mean_square_error(runs, truth) < 0.01  # trained, and with a basis
+
+
+def check_norm(runs, truth):
+    """Unbiased, covered at 95 %; a bias of 5 % is found by both tests."""
+    norms = [run["frobenius_norm"] for run in runs]
+    assert is_unbiased(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
+    assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
+    for factor in (0.95, 1.05):
+        biased = [shifted(norm, factor) for norm in norms]
+        assert not is_unbiased(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
+        if root_mean_square_error(runs, truth) < 0.03:  # else 5 % hide in the intervals' width
+            assert not covers(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
+
+
+def check_rest(runs, matrix):
+    """Theorems hold always; two-sided intervals in 92 % or more, upper bounds oftener."""
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    largest = np.abs(eigenvalues).max()
+    for run in runs:
+        for name in ("largest_ritz_value", "smallest_ritz_value"):
+            ritz = run[name]
+            assert np.any((ritz.lower <= eigenvalues) & (eigenvalues <= ritz.upper))
+            assert eigenvalues[0] - 1e-9 <= ritz.value <= eigenvalues[-1] + 1e-9
+        assert run["spectral_norm"].lower <= largest
+    assert coverage(runs, "trace", np.trace(matrix)) >= 0.92
+    # The upper end takes the whole of the tail for one eigenvalue: it holds more often.
+    assert coverage(runs, "spectral_norm", largest) >= 0.95
+    assert coverage(runs, "stable_rank", np.sum(eigenvalues**2) / largest**2) >= 0.93
