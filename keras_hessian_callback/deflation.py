@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.linalg import (
     PROBES_PER_BLOCK,
+    add_scaled,
     column_dots,
     column_square_sums,
     combine,
@@ -90,16 +91,16 @@ class Split:
 
         The probes so far may have shaped the columns; those to come must not.
         """
-        # Orthogonal to the columns that are there, which rounding took away from.
-        basis = basis - combine(self.basis, gram(self.basis, basis))
-        basis, _ = leading_basis(basis, basis.shape[1])
+        if self.rank:  # orthogonal to the columns that are there, which rounding took away from
+            basis = basis - combine(self.basis, gram(self.basis, basis))
+            basis, _ = leading_basis(basis, basis.shape[1])
         parts = []
         for block in _blocks(basis):
-            total = 0.0
+            total = None
             for share, square, part in zip(
                 self.shares, self._squares, self._fold_products(block), strict=True
             ):
-                total += part * tf.constant(share, part.dtype)
+                total = add_scaled(total, share, part)
                 if len(self._squares) > 1:
                     cross, own = gram(self.basis, part), gram(basis, part)
                     squares = 2.0 * (column_square_sums(part).sum() - np.sum(cross**2))
@@ -117,11 +118,11 @@ class Split:
         """Adds samples from Rademacher vectors (n, m)."""
         for signs in _blocks(vectors):
             block = signs - combine(self.basis, gram(self.basis, signs))
-            total, folds = 0.0, np.zeros(block.shape[1])
+            total, folds = None, np.zeros(block.shape[1])
             for share, square, part in zip(
                 self.shares, self._squares, self._fold_products(block), strict=True
             ):
-                total += part * tf.constant(share, part.dtype)
+                total = add_scaled(total, share, part)
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (column_square_sums(part) - inside)

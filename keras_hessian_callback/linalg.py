@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 Seed = int | tuple[int, int]
+Block: TypeAlias = np.ndarray | tf.Tensor
 
 PROBES = ("rademacher", "normal")
 PROBES_PER_BLOCK = 8
 _UNIFORMS = -1  # where blocks of probes have their number
-_ENTRIES = 2**20  # of a block that are cast to float64 at a time
+# Rows of a block that are cast to float64 at a time: so many that they stay in a core's cache, and
+# fewer than NumPy starts threads for, which wait for each other on a busy machine.
+_HOST_ROWS, _HOST_PRODUCTS, _DEVICE_ROWS = 2**13, 2**17, 2**18
 
 
 def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -111,33 +115,46 @@ def check_seed(seed: Seed) -> None:
         raise TypeError(f"`seed` must be an integer or a pair (seed, step); got {seed!r}.")
 
 
-def column_square_sums(block: tf.Tensor) -> np.ndarray:
+def column_square_sums(block: Block) -> np.ndarray:
     """||column||^2 of a block (n, k), summed in float64: (k,)."""
-    return _summed(lambda part: tf.reduce_sum(tf.square(part), axis=0), block)
+    return column_dots(block, block)
 
 
-def column_dots(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
+def column_dots(left: Block, right: Block) -> np.ndarray:
     """left_j' right_j of two blocks (n, k), summed in float64: (k,)."""
-    return _summed(lambda a, b: tf.reduce_sum(a * b, axis=0), left, right)
+    return _summed("ik,ik->k", left, right)
 
 
-def gram(left: tf.Tensor, right: tf.Tensor) -> np.ndarray:
+def gram(left: Block, right: Block) -> np.ndarray:
     """The float64 matrix left' right of two blocks (n, k) and (n, l): (k, l)."""
-    if not left.shape[1] or not right.shape[1]:
-        return np.zeros((left.shape[1], right.shape[1]))
-    if left is right:
-        return _summed(lambda part: tf.matmul(part, part, transpose_a=True), left)
-    return _summed(lambda a, b: tf.matmul(a, b, transpose_a=True), left, right)
+    return _summed("ik,il->kl", left, right)
 
 
-def _summed(function: Callable[..., tf.Tensor], *blocks: tf.Tensor) -> np.ndarray:
-    """The sum of `function` over parts of the rows, in float64: never a copy of a whole block."""
-    rows = max(1, _ENTRIES // max(1, *(block.shape[1] for block in blocks)))
-    parts = []
-    for first in range(0, max(1, blocks[0].shape[0]), rows):
-        part = (tf.cast(block[first : first + rows], tf.float64) for block in blocks)
-        parts.append(function(*part))
-    return tf.add_n(parts).numpy()
+def at_hand(block: Block) -> Block:
+    """The block as an array, without a copy; one on a GPU as it is."""
+    if isinstance(block, np.ndarray) or "GPU" in block.device:
+        return block
+    return np.asarray(memoryview(block))
+
+
+def _summed(equation: str, left: Block, right: Block) -> np.ndarray:
+    """An einsum over the rows in float64, part by part: never a copy of a whole block."""
+    same = left is right
+    left, right = at_hand(left), at_hand(right)
+    on_host = isinstance(left, np.ndarray)
+    rows = _DEVICE_ROWS
+    if on_host:
+        rows = min(_HOST_ROWS, _HOST_PRODUCTS // max(1, left.shape[1] * right.shape[1])) + 1
+    total: Any = 0.0
+    for first in range(0, max(1, left.shape[0]), rows):
+        a, b = left[first : first + rows], right[first : first + rows]
+        if on_host:
+            a = a.astype("float64")
+            b = a if same else b.astype("float64")
+            total = total + (a.T @ b if equation == "ik,il->kl" else np.einsum(equation, a, b))
+        else:
+            total = total + tf.einsum(equation, tf.cast(a, tf.float64), tf.cast(b, tf.float64))
+    return np.asarray(total)
 
 
 def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
@@ -145,13 +162,10 @@ def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
     return tf.matmul(block, tf.constant(coefficients, block.dtype))
 
 
-def weighted_sum(weights: Sequence[float], blocks: Iterable[tf.Tensor]) -> tf.Tensor:
-    """The sum of weights_i blocks_i, without the passes that change nothing."""
-    total = None
-    for weight, block in zip(weights, blocks, strict=True):
-        part = block if weight == 1.0 else block * tf.constant(weight, block.dtype)
-        total = part if total is None else total + part
-    return total
+def add_scaled(total: tf.Tensor | None, scale: float, block: tf.Tensor) -> tf.Tensor:
+    """The sum total + scale block, without passes that change nothing; None: no total yet."""
+    part = block if scale == 1.0 else block * tf.constant(scale, block.dtype)
+    return part if total is None else total + part
 
 
 def leading_basis(block: tf.Tensor, rank: int) -> tuple[tf.Tensor, np.ndarray]:
@@ -170,8 +184,9 @@ def leading_basis(block: tf.Tensor, rank: int) -> tuple[tf.Tensor, np.ndarray]:
     """
     squares, vectors = np.linalg.eigh(gram(block, block))
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
-    rounding = 1e2 * np.finfo(block.dtype.as_numpy_dtype).eps
-    kept = squares[:rank] > max(rounding**2 * squares.max(initial=0.0), np.finfo(float).tiny)
+    # Of the block's entries, and of the Gram matrix.
+    rounding = max(1e4 * np.finfo(block.dtype.as_numpy_dtype).eps ** 2, 16.0 * np.finfo(float).eps)
+    kept = squares[:rank] > max(rounding * squares.max(initial=0.0), np.finfo(float).tiny)
     leading = np.flatnonzero(kept)
     basis = combine(block, vectors[:, leading] / np.sqrt(squares[leading]))
     for _ in range(2 if len(leading) else 0):

@@ -59,9 +59,8 @@ def test_the_rank_is_the_one_that_makes_the_interval_narrowest():
     """On outliers it grows to hold them; where the spectrum turns flat it falls to what pays.
 
     Of 20 products the variance of a mean is V_k / (20 - k) with k columns, V_k = 2 sum of the
-    lambda^4 that are left over. Out of what a flat spectrum offers a few columns still pay, and
-    which do is seen through noise: the rank may be off by 3 from the best, but not the width
-    by more than 10 %.
+    lambda^4 that are left over. The estimator sees it through noise: on the flat spectrum it may
+    lose 15 %. Past the ten outliers it may lose half, of a width that is 100 times smaller.
     """
     estimator = Deflated(target_error=None)
 
@@ -79,12 +78,11 @@ def test_the_rank_is_the_one_that_makes_the_interval_narrowest():
             ranks.append(estimates["largest_ritz_value"].num_matvecs)
     ranks = np.reshape(ranks, (10, 8))
     assert (ranks[:, 3] >= 10).all()  # as many as there are outliers
-    for spectrum, rank in (("outliers", ranks[:, 3]), ("flat", ranks[:, 7])):
-        widths = [width(SPECTRA[spectrum], k) for k in range(15)]
-        assert np.mean([width(SPECTRA[spectrum], k) for k in rank]) <= 1.1 * min(widths)
-    best = int(np.argmin([width(SPECTRA["flat"], k) for k in range(15)]))
-    assert np.median(ranks[:, 7]) <= best + 3
+    for spectrum, rank, loss in (("outliers", ranks[:, 3], 1.5), ("flat", ranks[:, 7], 1.15)):
+        widths = [width(SPECTRA[spectrum], k) for k in range(19)]
+        assert np.mean([widths[k] for k in rank]) <= loss * min(widths)
     assert (ranks[:, 7] < ranks[:, 3]).all()
+    assert np.median(ranks[:, 7]) <= np.median(ranks[:, 3]) / 2.0
 
 
 def test_layers_add_up_to_the_whole_and_are_those_of_its_rows():

@@ -163,14 +163,11 @@ class Deflated:
         draws = _Draws(n, seed, operator.dtype)
         spare = min(most, self.max_matvecs // 10)
         carried = state if isinstance(state, Basis) and state.vectors.shape[0] == n else None
-        rank, first, planned = 0, 0, False
-        if carried is not None:
-            rank, first, planned = self._carried_plan(carried, spare, most)
+        rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
             split.deflate(carried.vectors[:, :rank])
             split.probe(draws.take(min(first, self.max_matvecs - rank)))
         else:
-            planned = False
             split.probe(draws.take(max(2, min(round(self.max_matvecs / 3), 16))))
         while split.finite and not (planned and self._reached(split)):
             left = self.max_matvecs - split.num_matvecs - (0 if split.rank else spare)
@@ -210,8 +207,10 @@ class Deflated:
         half_width = max(norm.upper - norm.value, norm.value - norm.lower)
         return half_width <= self.target_error * norm.value
 
-    def _carried_plan(self, carried: Basis, fewest: int, most: int) -> tuple[int, int, bool]:
+    def _carried_plan(self, carried: Basis | None, fewest: int, most: int) -> tuple[int, int, bool]:
         """Columns of the basis to use, probes to draw first, and whether these should do."""
+        if carried is None:
+            return 0, 0, False
         ranks = range(fewest, min(carried.vectors.shape[1], most, self.max_matvecs - 2) + 1)
         options = [
             (rank, self._outlook(carried.variances[rank], carried.square, rank, self.max_matvecs))
@@ -220,7 +219,7 @@ class Deflated:
         rank, (spent, width) = min(
             options, key=lambda option: option[1][::-1], default=(0, (0, math.inf))
         )
-        planned = width == 0.0
+        planned = width == 0.0 and rank > 0
         return rank, spent - rank if planned else _FEWEST_PROBES, planned
 
     def _next(self, split: Split, left: int, most: int) -> tuple[int, int, bool]:
@@ -300,8 +299,10 @@ def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
     if not vectors.shape[1]:
         return None
     now, share = split.spread.variance, split.variance_left()
-    # Of Var ||PHPv||^2 = 2 sum lambda^4: what each direction would take away.
-    parts = 2.0 * squares**2
+    # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.
+    # With eigenvectors spread over all n entries the second sum takes a direction's share back.
+    spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[0]
+    parts = 2.0 * squares * np.maximum(squares - spread_out, 0.0)
     parts[split.rank :] *= (
         now * (1.0 - share) / max(parts[split.rank :].sum(), np.finfo(float).tiny)
     )

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.errors import ran_out_of_memory, summary
-from keras_hessian_callback.linalg import Seed, weighted_sum
+from keras_hessian_callback.linalg import Seed, add_scaled
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
 from keras_hessian_callback.operators.guard import check_derivatives
@@ -171,7 +171,9 @@ class HessianOperator:
         """
         if V.ndim != 2 or V.shape[0] != self.shape[0]:
             raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
-        total = weighted_sum(self.shares, self.fold_products(V))
+        total: Any = None
+        for share, part in zip(self.shares, self.fold_products(V), strict=True):
+            total = add_scaled(total, share, part)
         return total if tf.is_tensor(V) else total.numpy()
 
     def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
