@@ -34,8 +34,8 @@ def test_a_lifted_graph_is_the_model_in_double_precision(problem):
     objective = Objective(model)
     batch = HeldOutData(data).micro_batches(None)[0]
     traced = TracedProducts(objective, batch, "autodiff")
-    rows = np.random.default_rng(0).normal(size=(3, traced.num_parameters))
-    arguments = traced.arguments(objective.weights(), batch, tf.constant(rows))
+    vectors = np.random.default_rng(0).normal(size=(traced.num_parameters, 3))
+    arguments = traced.arguments(objective.weights(), batch, tf.constant(vectors))
     actual = in_double_precision(traced.concrete)(*arguments)
     double, (x, *rest) = double_precision(problem, like=model)
     x = np.float32(x) if np.issubdtype(x.dtype, np.floating) else x
@@ -44,7 +44,7 @@ def test_a_lifted_graph_is_the_model_in_double_precision(problem):
     widened = HeldOutData((x, *rest)).micro_batches(None)[0]
     reference = TracedProducts(objective, widened, "autodiff")
     weights = objective.weights()
-    expected = reference.concrete(*reference.arguments(weights, widened, tf.constant(rows)))
+    expected = reference.concrete(*reference.arguments(weights, widened, tf.constant(vectors)))
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == tf.float64
         # Not closer: constants, such as 1 / sqrt(2) in attention, were rounded to float32.
