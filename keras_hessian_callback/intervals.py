@@ -103,7 +103,7 @@ def split_norm_estimate(
     With basis and m fixed before, this covers 93-97 % for m = 5 to 16, flat, decaying or one
     eigenvalue out of a bulk (tests/test_spreads.py); up to 99 % of few samples where one
     eigenvalue is all that is left; down to 91 % where one stands out that 4 to 8 samples do not
-    show. With both chosen on the way: 92.5-97 % (tests/test_coverage.py).
+    show. With both chosen on the way: 92-97 % (tests/test_coverage.py).
 
     Args:
         exact: The part of the square that is known.

@@ -199,7 +199,7 @@ class Deflated:
 
         Asked only where a plan made before the last probes said that these would do, with a
         margin. To look again and again, and stop at the first narrow interval, picks samples
-        that are small by chance: values came out 0.4 standard errors low, coverage at 88-94 %.
+        that are small by chance: values came out 0.4 standard errors low, coverage at 88-96 %.
         """
         if self.target_error is None or len(split.tails) < min(_FEWEST_PROBES, self.max_matvecs):
             return False
