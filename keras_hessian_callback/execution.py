@@ -11,9 +11,9 @@ def run(function: Any, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The flat results of a `ConcreteFunction`, its graph run as it was traced.
 
     TensorFlow rewrites a graph before its first run (Grappler). For products with a Hessian that
-    takes as long as tracing does, minutes for hundreds of layers, and their time stays the same
-    within 1 % on CPUs (benchmarks/README.md). Where there is a GPU the graph is rewritten: data
-    layouts matter there.
+    takes as long as tracing does, minutes for hundreds of layers, and leaves their CPU time the
+    same within 1 % (measured on the networks of benchmarks/networks.py, on 2 cores). Where there
+    is a GPU the graph is rewritten: data layouts matter there.
 
     Args:
         function: The function.
