@@ -141,17 +141,18 @@ def _summed(equation: str, left: Block, right: Block) -> np.ndarray:
     """An einsum over the rows in float64, part by part: never a copy of a whole block."""
     same = left is right
     left, right = at_hand(left), at_hand(right)
-    on_host = isinstance(left, np.ndarray)
+    on_host, is_gram = isinstance(left, np.ndarray), equation == "ik,il->kl"
     rows = _DEVICE_ROWS
     if on_host:
-        rows = min(_HOST_ROWS, _HOST_PRODUCTS // max(1, left.shape[1] * right.shape[1])) + 1
+        products = left.shape[1] * (right.shape[1] if is_gram else 1)  # of a row
+        rows = min(_HOST_ROWS, _HOST_PRODUCTS // max(1, products)) + 1
     total: Any = 0.0
     for first in range(0, max(1, left.shape[0]), rows):
         a, b = left[first : first + rows], right[first : first + rows]
         if on_host:
             a = a.astype("float64")
             b = a if same else b.astype("float64")
-            total = total + (a.T @ b if equation == "ik,il->kl" else np.einsum(equation, a, b))
+            total = total + (a.T @ b if is_gram else np.einsum(equation, a, b))
         else:
             total = total + tf.einsum(equation, tf.cast(a, tf.float64), tf.cast(b, tf.float64))
     return np.asarray(total)
