@@ -130,7 +130,7 @@ def gram(left: Block, right: Block) -> np.ndarray:
     return _summed("ik,il->kl", left, right)
 
 
-def at_hand(block: Block) -> Block:
+def _at_hand(block: Block) -> Block:
     """The block as an array, without a copy; one on a GPU as it is."""
     if isinstance(block, np.ndarray) or "GPU" in block.device:
         return block
@@ -140,7 +140,7 @@ def at_hand(block: Block) -> Block:
 def _summed(equation: str, left: Block, right: Block) -> np.ndarray:
     """An einsum over the rows in float64, part by part: never a copy of a whole block."""
     same = left is right
-    left, right = at_hand(left), at_hand(right)
+    left, right = _at_hand(left), _at_hand(right)
     on_host, is_gram = isinstance(left, np.ndarray), equation == "ik,il->kl"
     rows = _DEVICE_ROWS
     if on_host:
