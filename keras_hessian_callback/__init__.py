@@ -7,7 +7,7 @@ from keras_hessian_callback.estimators.hutchinson import Hutchinson
 from keras_hessian_callback.measurement import hessian_frobenius_norm, measure_curvature
 from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.pool import importance
-from keras_hessian_callback.results import CurvatureReport, Estimate
+from keras_hessian_callback.results import CurvatureReport, Estimate, Spectrum
 from keras_hessian_callback.schedule import every, within
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "HessianNormCallback",
     "HessianOperator",
     "Hutchinson",
+    "Spectrum",
     "every",
     "hessian_frobenius_norm",
     "importance",

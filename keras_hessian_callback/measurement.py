@@ -144,8 +144,8 @@ def measure(
     start = time.perf_counter()
     carried = state is not None
     operator = operator.drawn(seed)
-    estimates, state = estimator(operator, seed=seed, state=state)
-    whole = {name: e for name, e in estimates.items() if not name.startswith(LAYER)}
+    found, state = estimator(operator, seed=seed, state=state)
+    whole = {name: e for name, e in found.items() if not name.startswith(LAYER)}
     report = CurvatureReport(
         estimates=whole,
         num_parameters=operator.shape[0],
@@ -157,7 +157,8 @@ def measure(
         products=operator.products,
         num_folds=len(operator.shares),
         carried=carried,
-        layers={n.removeprefix(LAYER): e for n, e in estimates.items() if n not in whole},
+        layers={n.removeprefix(LAYER): e for n, e in found.items() if n not in whole},
+        spectrum=found.spectrum,
     )
     return report, state
 

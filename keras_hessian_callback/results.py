@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 LAYER = "frobenius_norm/layer/"  # how an estimator names the norm of a layer's rows
 
 
@@ -47,6 +49,67 @@ class Estimate:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Where the eigenvalues of the Hessian lie: nodes, and the share of them that each stands for.
+
+    A quadrature of the spectral density: for a smooth function f, sum_j weights_j f(nodes_j) is
+    near tr f(H) / n, or as much of it as was resolved.
+
+    Attributes:
+        nodes: Array (m,) of float64, ascending: places on the axis of the eigenvalues.
+        weights: Array (m,) of float64, none negative: shares of the n eigenvalues. They add up
+            to 1 where the whole density was found (`Lanczos`), and to k / n where only k
+            eigenvalues were (`Deflated`, each with the weight 1 / n).
+
+    Example:
+
+        >>> import numpy as np
+        >>> from keras_hessian_callback import Spectrum
+        >>> spectrum = Spectrum(nodes=np.array([0.0, 5.0]), weights=np.array([0.9, 0.1]))
+        >>> float(spectrum.weights @ spectrum.nodes)  # tr H / n
+        0.5
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Spectrum):
+            return NotImplemented
+        same_nodes = np.array_equal(self.nodes, other.nodes, equal_nan=True)
+        return same_nodes and np.array_equal(self.weights, other.weights, equal_nan=True)
+
+    def to_dict(self) -> dict[str, list[float | None]]:
+        """The fields as lists for JSON: None stands for NaN and infinity."""
+        return {
+            "nodes": [_finite(float(node)) for node in self.nodes],
+            "weights": [_finite(float(weight)) for weight in self.weights],
+        }
+
+
+@dataclass(frozen=True)
+class Findings(Mapping[str, Estimate]):
+    """What an estimator found: a read-only mapping of name to `Estimate`, and the spectrum.
+
+    Attributes:
+        estimates: The estimates by name.
+        spectrum: The spectral density, or the part of it that was resolved; None: not found.
+    """
+
+    estimates: Mapping[str, Estimate]
+    spectrum: Spectrum | None = None
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.estimates)
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+
 @dataclass(frozen=True)
 class CurvatureReport(Mapping[str, Estimate]):
     """All that one measurement found: a read-only mapping of name to `Estimate`.
@@ -68,6 +131,8 @@ class CurvatureReport(Mapping[str, Estimate]):
             does not tell them.
         pool_size: Examples of the pool that `num_examples` were drawn from by `importance`;
             None: not drawn.
+        spectrum: The spectral density, or the part of it that the method resolved; None where it
+            tells none.
 
     Example:
 
@@ -92,6 +157,7 @@ class CurvatureReport(Mapping[str, Estimate]):
     carried: bool = False
     layers: Mapping[str, Estimate] = field(default_factory=dict)
     pool_size: int | None = None
+    spectrum: Spectrum | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -116,6 +182,7 @@ class CurvatureReport(Mapping[str, Estimate]):
             "carried": self.carried,
             "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
             "pool_size": self.pool_size,
+            "spectrum": self.spectrum.to_dict() if self.spectrum else None,
         }
 
 

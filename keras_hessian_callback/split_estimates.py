@@ -11,11 +11,11 @@ from keras_hessian_callback.intervals import (
     signed_root_estimate,
     split_norm_estimate,
 )
-from keras_hessian_callback.results import LAYER, Estimate
+from keras_hessian_callback.results import LAYER, Estimate, Findings, Spectrum
 
 
-def split_estimates(split: Split, top: Split) -> dict[str, Estimate]:
-    """The estimates by name.
+def split_estimates(split: Split, top: Split) -> Findings:
+    """The estimates by name, and the Ritz values.
 
     Args:
         split: With the samples of the norm and of the trace.
@@ -36,7 +36,15 @@ def split_estimates(split: Split, top: Split) -> dict[str, Estimate]:
     estimates["stable_rank"] = _stable_rank(norm, spectral)
     for name, index in (("largest_ritz_value", -1), ("smallest_ritz_value", 0)):
         estimates[name] = _ritz(top, index, rounding)
-    return estimates | _layers(split, norm)
+    return Findings(estimates | _layers(split, norm), _ritz_values(top))
+
+
+def _ritz_values(top: Split) -> Spectrum | None:
+    """The Ritz values of the basis: so many of the n eigenvalues, the outermost."""
+    if not top.rank or not np.isfinite(top.inner).all():
+        return None
+    share = 1.0 / int(top.residuals.shape[0])
+    return Spectrum(np.linalg.eigvalsh(top.inner), np.full(top.rank, share))
 
 
 def _trace(split: Split) -> Estimate:

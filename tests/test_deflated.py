@@ -260,3 +260,13 @@ def test_a_basis_that_does_not_fit_is_dropped_with_a_message(monkeypatch):
 def test_bad_settings_say_what_to_do(settings, error, message):
     with pytest.raises(error, match=message):
         Deflated(**settings)
+
+
+def test_the_spectrum_holds_the_ritz_values():
+    eigenvalues = np.r_[9.0, -7.0, 5.0, np.full(497, 0.1)]
+    operator = DenseOperator(symmetric_matrix(eigenvalues))
+    _, state = Deflated(max_matvecs=16)(operator, seed=(0, 0))
+    warm, _ = Deflated(max_matvecs=16)(operator, seed=(0, 1), state=state)
+    nodes, weights = warm.spectrum.nodes, warm.spectrum.weights
+    np.testing.assert_allclose(nodes[[0, -2, -1]], [-7.0, 5.0, 9.0], rtol=1e-3)
+    np.testing.assert_array_equal(weights, 1.0 / 500)

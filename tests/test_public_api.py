@@ -31,6 +31,7 @@ def test_public_names():
         "HessianNormCallback",
         "HessianOperator",
         "Hutchinson",
+        "Spectrum",
         "every",
         "hessian_frobenius_norm",
         "importance",

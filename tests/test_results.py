@@ -2,9 +2,10 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
-from keras_hessian_callback import CurvatureReport, Estimate
+from keras_hessian_callback import CurvatureReport, Estimate, Spectrum
 
 NORM = Estimate(2.0, standard_error=0.1, lower=1.8, upper=math.inf, num_matvecs=32)
 REPORT = CurvatureReport(
@@ -15,6 +16,7 @@ REPORT = CurvatureReport(
     seconds=0.5,
     method="Hutchinson(num_probes=32)",
     layers={"dense": NORM},
+    spectrum=Spectrum(np.array([-1.0, math.inf]), np.array([0.25, 0.75])),
 )
 
 
@@ -57,6 +59,7 @@ def test_to_dict_is_strict_json():
         "num_folds": 1,
         "carried": False,
         "pool_size": None,
+        "spectrum": {"nodes": [-1.0, None], "weights": [0.25, 0.75]},
         "layers": {
             "dense": {
                 "value": 2.0,

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from keras_hessian_callback.basis import Basis
 from keras_hessian_callback.deflation import Split
-from keras_hessian_callback.estimators.estimator import Estimates, check_count
+from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
 from keras_hessian_callback.linalg import PROBES_PER_BLOCK, Seed, leading_basis, probes
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
+from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
 
 _BASIS_BYTES = 2 * 2**30  # that the basis and its products may take
@@ -134,7 +135,7 @@ class Deflated:
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None
-    ) -> tuple[Estimates, Basis | None]:
+    ) -> tuple[Findings, Basis | None]:
         """The estimates of `operator`, and the basis for the next measurement.
 
         Args:
@@ -146,14 +147,15 @@ class Deflated:
         Returns:
             `"frobenius_norm"`, `"trace"`, `"spectral_norm"`, `"stable_rank"`,
             `"largest_ritz_value"`, `"smallest_ritz_value"`, `"population_frobenius_norm"`
-            where the data are in several folds, `"frobenius_norm/layer/<name>"`; and the basis.
+            where the data are in several folds, `"frobenius_norm/layer/<name>"`; as the spectrum
+            the Ritz values; and the basis.
         """
         with np.errstate(invalid="ignore", over="ignore"):  # products may be NaN or infinite
             return self._measure(operator, seed, state)
 
     def _measure(
         self, operator: LinearOperator, seed: Seed, state: Any
-    ) -> tuple[Estimates, Basis | None]:
+    ) -> tuple[Findings, Basis | None]:
         n = operator.shape[0]
         split = Split(operator)
         if n <= self.max_matvecs:

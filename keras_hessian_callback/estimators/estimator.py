@@ -8,9 +8,7 @@ import numpy as np
 
 from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.operators.linear_operator import LinearOperator
-from keras_hessian_callback.results import Estimate
-
-Estimates = dict[str, Estimate]
+from keras_hessian_callback.results import Findings
 
 
 class Estimator(Protocol):
@@ -31,8 +29,8 @@ class Estimator(Protocol):
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed, state: Any = None
-    ) -> tuple[Estimates, Any]:
-        """The estimates by name, and the state to pass to the next measurement.
+    ) -> tuple[Findings, Any]:
+        """The estimates by name, the spectrum, and the state to pass to the next measurement.
 
         `state=None` is always valid; what is random depends on `seed` alone.
         """

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.estimators.estimator import Estimates, check_count
+from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import exact_estimate
 from keras_hessian_callback.linalg import Seed, column_square_sums
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
-from keras_hessian_callback.results import Estimate
+from keras_hessian_callback.results import Estimate, Findings
 
 _BLOCK_ENTRIES = 2**20  # of one block of unit vectors: 4 MiB in float32
 _QUIET_SECONDS = 3.0  # before a progress line appears
@@ -86,7 +86,7 @@ class Exact:
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None
-    ) -> tuple[Estimates, None]:
+    ) -> tuple[Findings, None]:
         """The estimates of `operator`'s norm and trace.
 
         Args:
@@ -109,10 +109,11 @@ class Exact:
             trace += float(tf.reduce_sum(tf.cast(diagonal, tf.float64)))
             progress.show(min(first + width, n))
         progress.close()
-        return {
+        estimates = {
             "frobenius_norm": _estimate(operator, math.sqrt(square)),
             "trace": _estimate(operator, trace),
-        }, None
+        }
+        return Findings(estimates), None
 
 
 class _Progress:

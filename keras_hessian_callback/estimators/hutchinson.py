@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_hessian_callback.estimators.estimator import Estimates, check_count
+from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import mean_estimate, root_mean_estimate
 from keras_hessian_callback.linalg import (
     PROBES,
@@ -17,6 +17,7 @@ from keras_hessian_callback.linalg import (
     probes,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
+from keras_hessian_callback.results import Findings
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Hutchinson:
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None
-    ) -> tuple[Estimates, None]:
+    ) -> tuple[Findings, None]:
         """The estimates of `operator`'s norm and trace.
 
         Args:
@@ -109,7 +110,8 @@ class Hutchinson:
             squares.append(column_square_sums(products))
             quadratics.append(column_dots(block, products))
         num_matvecs = self.num_probes
-        return {
+        estimates = {
             "frobenius_norm": root_mean_estimate(np.concatenate(squares), num_matvecs=num_matvecs),
             "trace": mean_estimate(np.concatenate(quadratics), num_matvecs=num_matvecs),
-        }, None
+        }
+        return Findings(estimates), None
