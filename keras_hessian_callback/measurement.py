@@ -159,6 +159,7 @@ def measure(
         carried=carried,
         layers={n.removeprefix(LAYER): e for n, e in found.items() if n not in whole},
         spectrum=found.spectrum,
+        batch_size=operator.batch_size,
     )
     return report, state
 

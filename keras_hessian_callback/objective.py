@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
 from keras_hessian_callback.masses import masses_of, num_examples, reweighted
+from keras_hessian_callback.replicas import check_strategy
 from keras_hessian_callback.second_order import is_lower_precision
 
 Model: TypeAlias = keras.Model
@@ -44,7 +45,7 @@ class Objective:
         self, model: keras.Model, loss_fn: LossFn | None = None, *, training: bool = False
     ) -> None:
         _check_model(model)
-        _check_strategy()
+        check_strategy(model)
         if loss_fn is not None and not callable(loss_fn):
             raise TypeError(
                 "`loss_fn` must be a function loss_fn(model, x, y, sample_weight) -> scalar; "
@@ -57,7 +58,7 @@ class Objective:
         self.model = model
         self.loss_fn = loss_fn
         self.variables = _trainable_variables(model)
-        self._training = training
+        self.training = training
         self._compiled_loss = getattr(model, "_compile_loss", None)
 
     def is_current(self, model: Model) -> bool:
@@ -121,10 +122,10 @@ class Objective:
             if self.loss_fn is not None:
                 loss = self.loss_fn(self.model, batch.x, batch.y, reweighted(batch))
                 return _scalar(loss), tf.stack([num_examples(batch)]), None
-            y_pred = _call(self.model, batch.x, self._training)
+            y_pred = _call(self.model, batch.x, self.training)
             names = getattr(self.model, "output_names", [])
             batch = batch._replace(sample_weight=reweighted(batch, y_pred, names))
-            loss = _compute_loss(self.model, batch, y_pred, self._training)
+            loss = _compute_loss(self.model, batch, y_pred, self.training)
             return _scalar(loss), masses_of(self.model, batch, y_pred), y_pred
 
     def gradient(
@@ -217,16 +218,6 @@ def _check_arguments(loss_fn: LossFn) -> None:
             "`loss_fn` is called as loss_fn(model, x, y, sample_weight), which this one does not "
             f"take ({error})."
         ) from error
-
-
-def _check_strategy() -> None:
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if num_replicas > 1:
-        raise ValueError(
-            f"This was set up inside the scope of a strategy of {num_replicas} replicas, "
-            "where Keras divides every loss by their number. Make the model in "
-            "`strategy.scope()`, but call `fit` or measure outside."
-        )
 
 
 def _check_compiled(model: keras.Model) -> None:

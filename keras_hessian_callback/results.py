@@ -133,6 +133,8 @@ class CurvatureReport(Mapping[str, Estimate]):
             None: not drawn.
         spectrum: The spectral density, or the part of it that the method resolved; None where it
             tells none.
+        batch_size: Examples that products were computed on at a time: all, or `batch_size`, or
+            fewer where memory ran out.
 
     Example:
 
@@ -158,6 +160,7 @@ class CurvatureReport(Mapping[str, Estimate]):
     layers: Mapping[str, Estimate] = field(default_factory=dict)
     pool_size: int | None = None
     spectrum: Spectrum | None = None
+    batch_size: int | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -182,6 +185,7 @@ class CurvatureReport(Mapping[str, Estimate]):
             "carried": self.carried,
             "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
             "pool_size": self.pool_size,
+            "batch_size": self.batch_size,
             "spectrum": self.spectrum.to_dict() if self.spectrum else None,
         }
 

@@ -42,7 +42,7 @@ ALLOWED = {
     "intervals": {"results", "spreads"},
     "masses": {"data"},
     "second_order": {"gradient_rules"},
-    "objective": {"data", "masses", "second_order"},
+    "objective": {"data", "masses", "replicas", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "deflation": {"linalg", "operators.linear_operator", "spreads"},
     "split_estimates": {"deflation", "intervals", "results"},
@@ -59,6 +59,7 @@ ALLOWED = {
         "operators.shares",
         "operators.traced",
         "pool",
+        "replicas",
         "second_order",
     },
     "operators.drawn": {
@@ -72,19 +73,23 @@ ALLOWED = {
     "operators.output_curvature": {"data", "objective"},
     "operators.guard": {"data", "double_precision", "linalg", "operators.traced", "second_order"},
     "double_precision": {"execution"},
-    "operators.shares": {"data", "linalg", "operators.traced"},
+    "operators.shares": {"data", "operators.portions", "operators.traced"},
+    "operators.portions": {"data", "linalg"},
     "operators.traced": {
         "data",
         "execution",
+        "linalg",
         "objective",
         "operators.autodiff",
         "operators.finite_difference",
+        "operators.portions",
+        "replicas",
         "second_order",
     },
     "operators.autodiff": {"data", "linalg", "objective", "second_order"},
     "operators.finite_difference": {"data", "linalg", "objective"},
 }
-KERAS_ROOMS = {"callback", "objective", "data", "masses", "second_order"}
+KERAS_ROOMS = {"callback", "objective", "data", "masses", "replicas", "second_order"}
 THIRD_PARTY = {"tensorflow", "keras", "numpy", "tensorboard"}
 
 ROOMS = {

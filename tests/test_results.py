@@ -59,6 +59,7 @@ def test_to_dict_is_strict_json():
         "num_folds": 1,
         "carried": False,
         "pool_size": None,
+        "batch_size": None,
         "spectrum": {"nodes": [-1.0, None], "weights": [0.25, 0.75]},
         "layers": {
             "dense": {

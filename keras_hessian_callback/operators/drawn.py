@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, concatenate
-from keras_hessian_callback.linalg import Seed, machine_epsilon, probes
+from keras_hessian_callback.linalg import Seed, probes
 from keras_hessian_callback.operators.output_curvature import output_curvature
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance
@@ -153,10 +153,8 @@ def _what_is_not_weighted(
     share = np.array(masses[:2]) / max(sum(masses[:2]), np.finfo(float).tiny)
     rest, rest_of_other = product(without(first)), product(without(last))
     linear = product(both(first)) - product(squared(first)) - one + rest
-    epsilon = machine_epsilon(traced.objective.dtypes())
-    rounding = 1e3 * epsilon if traced.products == "autodiff" else 10.0 * epsilon ** (1 / 3)
     scale = max(np.linalg.norm(part) for part in (one, other, together, rest))
-    tolerance = min(max(rounding, 1e-6), 0.3) * scale
+    tolerance = traced.tolerance * scale
     if np.linalg.norm(rest - rest_of_other) > tolerance:
         return (
             "a part of the loss depends on the examples and is not multiplied by their weights, as "

@@ -18,6 +18,7 @@ from keras_hessian_callback.operators.linear_operator import Vectors, check_prod
 from keras_hessian_callback.operators.shares import find_shares
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance, check_drawn, held_out
+from keras_hessian_callback.replicas import outside_scope
 from keras_hessian_callback.second_order import SecondDerivativeError
 
 
@@ -88,11 +89,14 @@ class HessianOperator:
         self._objective = Objective(model, loss_fn, training=training)
         self._data = held_out(data)
         check_drawn(self._data, training=training, loss_fn=loss_fn)
+        self._batch_size = batch_size
         self._batches = self._data.micro_batches(batch_size)
-        self._traced, self._shares = self._choose(products)
+        # Keras divides losses by the number of replicas in the scope of a strategy.
+        self._traced, self._shares = outside_scope(lambda: self._choose(products))
         self._draws: Draws | None = None
         if isinstance(self._data, Importance):
-            self._draws = Draws(self._traced, self._data, batch_size)
+            pool = self._data
+            self._draws = outside_scope(lambda: Draws(self._traced, pool, batch_size))
             self._batches, self._shares = self._draws.batches(seed=0)
         n = self._traced.num_parameters
         self.shape = (n, n)
@@ -107,6 +111,12 @@ class HessianOperator:
     def num_examples(self) -> int:
         """Held-out examples that the loss is averaged over; those drawn, by `importance`."""
         return self._data.num_examples
+
+    @property
+    def batch_size(self) -> int:
+        """Examples that are computed on at a time: fewer than asked for where memory ran out."""
+        size = min(self._batch_size or self.num_examples, self.num_examples)
+        return min(size, self._traced.portions.examples or size)
 
     @property
     def pool_size(self) -> int | None:

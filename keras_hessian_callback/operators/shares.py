@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.data import Batch, concatenate
-from keras_hessian_callback.linalg import machine_epsilon, probes
+from keras_hessian_callback.data import Batch
+from keras_hessian_callback.operators.portions import check_vector, is_mean, shares_of
 from keras_hessian_callback.operators.traced import TracedProducts
 
 
@@ -27,25 +27,24 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
 
     Cost: A product on each micro-batch and on each two neighbours, and a gradient.
     """
-    n = traced.num_parameters
-    probe = probes("rademacher", size=n, block=0, seed=0, dtype=traced.dtype)
-    column = probe[:, :1]
     weights = traced.objective.weights()
+    column = check_vector(weights)
     parts = [traced(weights, batch, column) for batch in batches]
     _check_loss(traced, batches[0], [float(part[0]) for part in parts])
-    masses = np.stack([part[1].numpy() for part in parts])
-    masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
-    if masses.shape[1] == 0:
-        return [1.0 / len(parts)] * len(parts)
-    shares = masses / masses.sum(axis=0)
-    if np.abs(shares - shares[:, :1]).max() > 1e-9:
+    shares = shares_of(parts)
+    if shares is None:
         raise ValueError(
             "The outputs of the model are masked or weighted differently from micro-batch to "
             "micro-batch, so the loss is no mean over them. Use batch_size=None."
         )
-    if len(batches) > 1:
-        _check_additive(traced, batches, shares[:, 0], column, [part[2] for part in parts])
-    return shares[:, 0].tolist()
+    if len(batches) > 1 and not is_mean(traced, weights, batches, traced.tolerance, parts):
+        raise ValueError(
+            "The loss of two micro-batches together is not the mean of theirs, so it is no mean "
+            "over examples (but a sum, weighted by hand, or one that compares examples): "
+            "micro-batches would give another Hessian. Use batch_size=None, or average over "
+            "examples."
+        )
+    return shares.tolist()
 
 
 def _check_loss(traced: TracedProducts, batch: Batch, losses: list[float]) -> None:
@@ -69,50 +68,3 @@ def _check_loss(traced: TracedProducts, batch: Batch, losses: list[float]) -> No
             f"Random operations: {', '.join(drawn[:3]) or 'none found in the graph'}. Draw "
             "with keras.random and a SeedGenerator, or only where `training` is True."
         )
-
-
-def _check_additive(
-    traced: TracedProducts,
-    batches: Sequence[Batch],
-    shares: np.ndarray,
-    column: tf.Tensor,
-    products: Sequence[tf.Tensor],
-) -> None:
-    """Raises where a product on two micro-batches together is not their weighted mean."""
-    weights = traced.objective.weights()
-    if _is_additive(traced, batches, shares, column, weights, products):
-        return
-    # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
-    smaller = [0.3 * weight for weight in weights]
-    products = [traced(smaller, batch, column)[2] for batch in batches]
-    if not _is_additive(traced, batches, shares, column, smaller, products):
-        raise ValueError(
-            "The loss of two micro-batches together is not the mean of theirs, so it is no mean "
-            "over examples (but a sum, weighted by hand, or one that compares examples): "
-            "micro-batches would give another Hessian. Use batch_size=None, or average over "
-            "examples."
-        )
-
-
-def _is_additive(
-    traced: TracedProducts,
-    batches: Sequence[Batch],
-    shares: np.ndarray,
-    column: tf.Tensor,
-    weights: Sequence[tf.Tensor],
-    products: Sequence[tf.Tensor],
-) -> bool:
-    # Above the rounding of the products, which for differences is their own error.
-    epsilon = machine_epsilon(traced.objective.dtypes())
-    rounding = 1e3 * epsilon if traced.products == "autodiff" else 10.0 * epsilon ** (1 / 3)
-    tolerance = min(max(rounding, 1e-6), 0.3)
-    for first in range(len(batches) - 1):
-        pair = slice(first, first + 2)
-        if not shares[pair].sum() > 0:
-            continue
-        together = traced(weights, concatenate(*batches[pair]), column)[2].numpy()
-        mean = np.average(products[pair], axis=0, weights=shares[pair])
-        scale = max(np.linalg.norm(part) for part in (together, *products[pair]))
-        if np.linalg.norm(together - mean) > tolerance * scale:
-            return False
-    return True

@@ -9,9 +9,12 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
 from keras_hessian_callback.execution import run
+from keras_hessian_callback.linalg import machine_epsilon
 from keras_hessian_callback.objective import Objective
 from keras_hessian_callback.operators.autodiff import autodiff_products
 from keras_hessian_callback.operators.finite_difference import finite_difference_products
+from keras_hessian_callback.operators.portions import Portions
+from keras_hessian_callback.replicas import devices_of
 from keras_hessian_callback.second_order import (
     SecondDerivativeError,
     check_first_derivatives,
@@ -76,6 +79,12 @@ class TracedProducts:
             few = spread_out(example, NUM_EXAMPLES) if self.any_size else example
             with exact_derivatives(objective.layers()):
                 objective.check_gradient(few)
+        self.portions = Portions(
+            self._in_one_piece,
+            tolerance=self.tolerance,
+            devices=devices_of(objective.model),
+            divisible=self.any_size and not objective.training,
+        )
         self._check_dependence()
         writes = [name for name, kind in self.operations() if kind.startswith(_WRITES)]
         if writes:
@@ -97,6 +106,13 @@ class TracedProducts:
                     "derivatives would be missed. Leave that out for the measurement."
                 )
 
+    @property
+    def tolerance(self) -> float:
+        """Relative difference of two products that their own errors explain."""
+        epsilon = machine_epsilon(self.objective.dtypes())
+        error = 1e3 * epsilon if self.products == "autodiff" else 10.0 * epsilon ** (1 / 3)
+        return min(max(error, 1e-6), 0.3)
+
     def operations(self) -> list[tuple[str, str]]:
         """Name and type of every operation of the graph."""
         return operations(self.concrete.graph)
@@ -104,7 +120,15 @@ class TracedProducts:
     def __call__(
         self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss, masses, and products (n, k) with vectors (n, k), at these weights."""
+        """Loss, masses, and products (n, k) with vectors (n, k), at these weights.
+
+        In portions, where memory runs out or there are several replicas.
+        """
+        return self.portions(weights, batch, vectors)
+
+    def _in_one_piece(
+        self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, vectors))
         return loss, masses, products
 

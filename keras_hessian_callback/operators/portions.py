@@ -1,0 +1,210 @@
+"""Products on a batch in portions: on every replica's device, and as many as fit into memory."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.data import Batch, concatenate, spread_out
+from keras_hessian_callback.linalg import add_scaled, probes
+
+Weights = Sequence[tf.Tensor]
+Parts = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+# Loss, masses and products (n, k), of weights, a batch and vectors (n, k).
+Compute = Callable[[Weights, Batch, tf.Tensor], Parts]
+
+_FEW = 8  # examples that tell whether portions may be averaged
+
+
+class Portions:
+    """Products with the Hessian of a batch, as the mean of those of its portions.
+
+    Where memory runs out, the portions of examples and of vectors are halved, once and for
+    all, until they fit. A loss that is no mean over examples is never cut.
+
+    Args:
+        compute: Products on a batch in one piece.
+        tolerance: Relative difference of two products that rounding explains.
+        devices: Names of the devices that portions are spread over; none: where TensorFlow runs.
+        divisible: Whether `compute` takes batches of any size, and their examples one by one.
+    """
+
+    def __init__(
+        self, compute: Compute, *, tolerance: float, devices: Sequence[str], divisible: bool
+    ) -> None:
+        self._compute, self._tolerance = compute, tolerance
+        self._devices = devices
+        self._divisible: bool | None = None if divisible else False  # None: not yet looked at
+        self.examples: int | None = None  # at a time, on a device; None: all
+        self._vectors: int | None = None
+
+    def __call__(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
+        """Loss, masses, and products (n, k) with vectors (n, k), at these weights.
+
+        Raises:
+            tf.errors.ResourceExhaustedError: If one vector and one example do not fit, or
+                examples cannot be parted.
+        """
+        while True:
+            try:
+                return self._in_portions(weights, batch, vectors)
+            except (MemoryError, tf.errors.ResourceExhaustedError):
+                if not self._halve(weights, batch, vectors):
+                    raise
+
+    def _in_portions(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
+        blocks = [vectors]
+        if self._vectors is not None and vectors.shape[1] > self._vectors:
+            starts = range(0, vectors.shape[1], self._vectors)
+            blocks = [vectors[:, start : start + self._vectors] for start in starts]
+        done = [self._on_all_devices(weights, batch, block) for block in blocks]
+        products = done[0][2] if len(done) == 1 else tf.concat([part[2] for part in done], axis=1)
+        return done[0][0], done[0][1], products
+
+    def _on_all_devices(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
+        size = _num_examples(batch)
+        count = -(-size // min(self.examples or size, size))
+        if self._devices:
+            count = max(count, min(size, len(self._devices)))
+        if count > 1 and not self._can_be_parted(weights, batch):
+            count = 1
+        if count == 1:
+            return self._compute(weights, batch, vectors)
+        bounds = np.linspace(0, size, count + 1).round().astype(int).tolist()
+        portions = [_cut(batch, *ends) for ends in itertools.pairwise(bounds)]
+        if not self._devices:
+            return _mean([self._compute(weights, portion, vectors) for portion in portions])
+
+        def on_device(index: int) -> list[Parts]:
+            with tf.device(self._devices[index]):
+                mine = portions[index :: len(self._devices)]
+                return [self._compute(weights, portion, vectors) for portion in mine]
+
+        with ThreadPoolExecutor(len(self._devices)) as pool:
+            done = list(pool.map(on_device, range(min(count, len(self._devices)))))
+        return _mean([part for parts in done for part in parts])
+
+    def _halve(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> bool:
+        """Halves what is computed at a time; False: no less is possible."""
+        size, width = _num_examples(batch), vectors.shape[1]
+        examples = min(self.examples or size, size)
+        columns = max(1, min(self._vectors or width, width))
+        if examples > 1 and not self._can_be_parted(weights, batch):
+            examples = 1
+        if examples == columns == 1:
+            return False
+        self.examples, self._vectors = -(-examples // 2), -(-columns // 2)
+        warnings.warn(
+            f"Memory ran out on {size} examples and {width} vectors: the products go on with "
+            f"{self.examples} and {self._vectors} at a time. Set batch_size={self.examples}, or "
+            "less, to begin with that.",
+            stacklevel=2,
+        )
+        return True
+
+    def _can_be_parted(self, weights: Weights, batch: Batch) -> bool:
+        """Whether the Hessian of a batch is the mean of its portions', found on a few examples."""
+        if self._divisible is None:
+            count = min(_FEW, max(2, _num_examples(batch) // 2))
+            while True:
+                try:
+                    self._divisible = self._is_mean_of_two(weights, spread_out(batch, count))
+                    break
+                except (MemoryError, tf.errors.ResourceExhaustedError):
+                    if count <= 2:
+                        raise
+                    count //= 2
+        return self._divisible
+
+    def _is_mean_of_two(self, weights: Weights, batch: Batch) -> bool:
+        size = _num_examples(batch)
+        if size < 2:
+            return False
+        middle = max(1, size // 3)
+        pair = [_cut(batch, 0, middle), _cut(batch, middle, size)]
+        return is_mean(self._compute, weights, pair, self._tolerance)
+
+
+def shares_of(parts: Sequence[Parts]) -> np.ndarray | None:
+    """The share of each of some batches in their mean, by their masses; None: outputs differ."""
+    masses = np.stack([part[1].numpy() for part in parts])
+    masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
+    if masses.shape[1] == 0:
+        return np.full(len(parts), 1.0 / len(parts))
+    shares = masses / masses.sum(axis=0)
+    return shares[:, 0] if np.abs(shares - shares[:, :1]).max() <= 1e-9 else None
+
+
+def is_mean(
+    compute: Compute,
+    weights: Weights,
+    batches: Sequence[Batch],
+    tolerance: float,
+    parts: Sequence[Parts] | None = None,
+) -> bool:
+    """Whether a product on each two neighbours together is the weighted mean of theirs.
+
+    Args:
+        compute: Products on a batch in one piece.
+        weights: One tensor per trainable variable.
+        batches: The batches.
+        tolerance: Relative difference of two products that rounding explains.
+        parts: What `compute` gives for each batch and `check_vector(weights)`; None: not at hand.
+
+    Cost: A product on each batch and on each two neighbours.
+    """
+    column = check_vector(weights)
+
+    def holds(weights: Weights, parts: Sequence[Parts]) -> bool:
+        for first in range(len(batches) - 1):
+            one, other = pair = parts[first : first + 2]
+            together = compute(weights, concatenate(*batches[first : first + 2]), column)[2]
+            if shares_of(pair) is None:
+                return False
+            scale = max(float(tf.norm(block)) for block in (together, one[2], other[2]))
+            if float(tf.norm(together - _mean(pair)[2])) > tolerance * scale:
+                return False
+        return True
+
+    if holds(weights, parts or [compute(weights, batch, column) for batch in batches]):
+        return True
+    # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
+    smaller = [0.3 * weight for weight in weights]
+    return holds(smaller, [compute(smaller, batch, column) for batch in batches])
+
+
+def check_vector(weights: Weights) -> tf.Tensor:
+    """The vector (n, 1) whose products are looked at."""
+    size = sum(math.prod(weight.shape) for weight in weights)
+    dtype = np.result_type(np.float32, *(weight.dtype.as_numpy_dtype for weight in weights))
+    return probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1]
+
+
+def _mean(parts: Sequence[Parts]) -> Parts:
+    """Of batches that may be averaged: loss, masses and products of all together."""
+    shares = shares_of(parts)
+    if shares is None:
+        raise ValueError(
+            "The outputs of the model are masked or weighted differently from portion to portion "
+            "of the examples, so the loss is no mean over them. Use fewer examples."
+        )
+    loss: Any = None
+    products: Any = None
+    for share, part in zip(shares.tolist(), parts, strict=True):
+        loss = add_scaled(loss, share, part[0])
+        products = add_scaled(products, share, part[2])
+    return loss, tf.add_n([part[1] for part in parts]), products
+
+
+def _num_examples(batch: Batch) -> int:
+    return next(int(leaf.shape[0]) for leaf in tf.nest.flatten(batch) if leaf is not None)
+
+
+def _cut(batch: Batch, start: int, end: int) -> Batch:
+    """The examples from `start` to `end`."""
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[start:end], batch)
