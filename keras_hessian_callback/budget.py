@@ -77,7 +77,8 @@ class Budget:
             start = self._clock()
             estimates, _ = smallest(operator, seed=0)
             self._trial = self._clock() - start
-            self.learn(self._trial, estimates["frobenius_norm"].num_matvecs)
+            products = max(estimate.num_matvecs for estimate in estimates.values())
+            self.learn(self._trial, products)
 
     def learn(self, seconds: float, products: int) -> None:
         """Takes note of what a measurement took."""
