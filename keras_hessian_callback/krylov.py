@@ -8,7 +8,9 @@ import tensorflow as tf
 from keras_hessian_callback.linalg import column_square_sums, combine, gram
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 
-_ROUNDING = 16.0  # in units of the dtype's epsilon: of a step, relative to ||H||
+# In units of the dtype's epsilon, relative to ||H||.
+_ROUNDING = 16.0  # of a step
+_ENDED = 100.0  # what beta falls to where a space ends: 1 to 20 were seen
 
 
 class Krylov:
@@ -66,7 +68,8 @@ class Krylov:
         self.finite = math.isfinite(length)
         self._scale = max(self._scale, length)
         room = self.size < product.shape[0]
-        if self.finite and room and beta > max(self.rounding, self._tiny):
+        ended = beta <= max(_ENDED * self._epsilon * self._scale, self._tiny)
+        if self.finite and room and not ended:
             self.following = product * tf.constant(1.0 / beta, product.dtype)
         else:
             self.following = None

@@ -84,7 +84,7 @@ class Lanczos:
     """
 
     num_probes: int = 4
-    num_steps: int = 30
+    num_steps: int = 20
     products: str = "auto"
 
     def __post_init__(self) -> None:
@@ -113,10 +113,9 @@ class Lanczos:
         steps, _ = self._what_fits(operator)
         if steps < min(self.num_steps, operator.shape[0]):
             warnings.warn(
-                f"Bases of {self.num_steps} vectors of {operator.shape[0]:,} weights take more "
-                f"than {_BASES_BYTES / 2**30:.0f} GiB for two probes, so num_steps={steps} is used: "
-                "the spectrum is resolved less, its ends with wider bars. Set it, to be rid of "
-                "this message; `Deflated` needs less memory for the ends.",
+                f"Two bases of {self.num_steps} vectors of {operator.shape[0]:,} weights take more "
+                f"than {_BASES_BYTES / 2**30:.0f} GiB, so num_steps={steps} is used: the spectrum "
+                f"is resolved less. Set num_steps={steps} to be rid of this message.",
                 stacklevel=2,
             )
 
@@ -152,7 +151,7 @@ class Lanczos:
     def _measure(self, operator: LinearOperator, seed: Seed) -> Findings:
         steps, width = self._what_fits(operator)
         squares, quadratics, tails, runs = [], [], [], []
-        kept: Krylov | None = None
+        kept: list[Krylov] = []  # the first one
         spent = 0
         for vectors in self._groups(operator, seed, width):
             products = operator.matmat(vectors)
@@ -163,13 +162,12 @@ class Lanczos:
             spent += len(spaces) + extend_together(spaces, operator, steps - 1)
             if not all(space.finite for space in spaces):
                 return _nothing(self.num_probes, spent)
-            kept = kept or spaces[0]
-            tails.append(kept.tails(vectors, products))
+            kept = kept or spaces[:1]
+            tails.append(kept[0].tails(vectors, products))
             runs += [_Run(*space.ritz(), space.norm(), space.rounding) for space in spaces]
-        assert kept is not None
         norm = root_mean_estimate(np.concatenate(squares), num_matvecs=self.num_probes)
         trace = mean_estimate(np.concatenate(quadratics), num_matvecs=self.num_probes)
-        spectral = _spectral_norm(kept, np.concatenate(tails)[1:], runs, norm.upper, spent)
+        spectral = _spectral_norm(kept[0], np.concatenate(tails)[1:], runs, norm.upper, spent)
         estimates = {
             "frobenius_norm": norm,
             "trace": trace,
