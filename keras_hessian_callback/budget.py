@@ -77,8 +77,7 @@ class Budget:
             start = self._clock()
             estimates, _ = smallest(operator, seed=0)
             self._trial = self._clock() - start
-            products = max(estimate.num_matvecs for estimate in estimates.values())
-            self.learn(self._trial, products)
+            self.learn(self._trial, estimates["frobenius_norm"].num_matvecs)
 
     def learn(self, seconds: float, products: int) -> None:
         """Takes note of what a measurement took."""

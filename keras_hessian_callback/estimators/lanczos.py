@@ -42,15 +42,23 @@ class Lanczos:
     exactly where f is a polynomial of degree below 2 `num_steps` (Gauss quadrature). The mean over
     the probes is the spectrum: nodes theta_j with weights s_j[0]^2 / num_probes. Its first two
     moments are the trace and the squared norm as `Hutchinson` finds them with as many probes.
-    Assumes a symmetric operator. Steps resolve more of the spectrum: about as many places as
-    there are steps. Probes make the weights more certain: an isolated eigenvalue has the weight
-    1 / n on average, but chi-squared with one degree of freedom for each probe.
+    Assumes a symmetric operator.
+
+    Steps resolve more of the spectrum; probes make the weights more certain: those of an
+    isolated eigenvalue add up to 1 / n on average, with the scatter of (u'v)^2 / n, u its
+    eigenvector. On a digits network of 5,962 weights, along its training, the Wasserstein-1
+    distance to the exact spectrum in shares of its range, and how far the ends were off:
+
+        probes x steps     4 x 15            4 x 20            4 x 30            10 x 80
+        distance           0.0007-0.0038     0.0007-0.0042     0.0007-0.0019     0.0003-0.0006
+        ends               2.8e-3 or less    4e-4 or less      3e-6 or less      1e-14
 
     Args:
-        num_probes: Int of at least 1. With 1 the errors of norm and trace are NaN, with 2 there
-            is no upper end of the spectral norm but the Frobenius norm's.
+        num_probes: Int of at least 1. With 1 the errors of norm and trace are NaN; the upper end
+            of the spectral norm takes 3, below which it is that of the Frobenius norm.
         num_steps: Int of at least 1: products a probe, at most; a probe whose space ends
-            before (low rank, a small n) spends no more.
+            before (low rank, a small n) spends no more. With k of them a matrix of at most k
+            different eigenvalues is resolved exactly.
         products: How products are made: `"autodiff"`, `"finite_difference"`, or `"auto"`, the
             first where it is right and the second where not. The error bars are those of the
             sampling, not of the differences.
@@ -58,10 +66,11 @@ class Lanczos:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: `num_probes` times `num_steps` products in blocks of up to 8, and to make their vectors
-    orthogonal as many times 4 `num_steps` n operations. Memory: `num_steps` n floats for each
-    probe in work; 8 are at a time, fewer where these would pass 2 GiB. Where two do not fit,
-    `num_steps` is lowered, with a warning.
+    Cost: `num_probes` times `num_steps` products in blocks of up to 8, and for each of these
+    2 `num_steps` n multiplications on average, which keep the vectors orthogonal: with 4 x 30,
+    20 s on a CPU where n is a million, 0.4 s where it is 6,000. Memory: `num_steps` n floats
+    for each probe in work, and blocks of 8. At most 8 probes are in work at a time, fewer where
+    these would pass 2 GiB; where two would, `num_steps` is lowered, with a warning.
 
     Example:
 
