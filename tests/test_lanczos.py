@@ -4,7 +4,7 @@
   probes, up to the degree that quadrature promises (tests/test_krylov.py has one space alone);
 * oracles: matfree's quadrature on the same probes, and exact eigenvalues, of prescribed spectra
   and of a trained network;
-* statistics: how often the intervals hold the truth, over 400 or 100 seeds, which are fixed;
+* statistics: how often the intervals hold the truth, over 400 or 60 seeds, which are fixed;
 * spaces that end early, products that are not finite, memory that is short, settings;
 * through `measure_curvature` and the callback.
 """
@@ -172,12 +172,14 @@ def scaled(estimate, factor):
     return dataclasses.replace(estimate, **fields)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(
+    ("spectrum", "dtype"), [*((name, "float64") for name in SPECTRA), ("indefinite", "float32")]
+)
 def test_bars_of_the_ends_hold(spectrum, dtype):
-    """Theorems hold in each of 100 runs; the upper end of the norm in 95 % or more.
+    """Theorems hold in each of 60 runs; the upper end of the norm in all but 2, of the rank in 7.
 
-    At 95 % more than 10 misses of 100 come at a rate of 1e-2; it is above by far.
+    At a coverage of 95 % more than 7 misses of 60 come at a rate of 1e-2. That of the norm is
+    above by far: at 99 % more than 2 come at a rate of 2e-2.
     """
     matrix = symmetric_matrix(SPECTRA[spectrum]).astype(dtype)
     eigenvalues = np.linalg.eigvalsh(matrix.astype("float64"))
@@ -185,7 +187,7 @@ def test_bars_of_the_ends_hold(spectrum, dtype):
     stable_rank = np.sum(eigenvalues**2) / largest**2
     rounding = 4.0 * np.finfo(dtype).eps * largest
     misses, misses_of_rank, unbounded = 0, 0, 0
-    for seed in range(100):
+    for seed in range(60):
         run, _ = Lanczos(num_probes=4, num_steps=8)(DenseOperator(matrix), seed=seed)
         for name in ("largest_ritz_value", "smallest_ritz_value"):
             ritz = run[name]
@@ -198,10 +200,10 @@ def test_bars_of_the_ends_hold(spectrum, dtype):
         unbounded += norm.upper > 1.2 * largest
         rank = run["stable_rank"]
         misses_of_rank += not rank.lower <= stable_rank <= rank.upper
-    assert misses <= 3
-    assert misses_of_rank <= 10
+    assert misses <= 2
+    assert misses_of_rank <= 7
     if spectrum == "decaying":  # the basis holds what counts
-        assert unbounded <= 50
+        assert unbounded <= 30
 
 
 def test_a_bar_that_leaves_out_the_residual_would_be_found():
@@ -450,6 +452,16 @@ def test_a_report_has_the_density():
     assert report.num_parameters * moment(report.spectrum, 1) == pytest.approx(
         report["trace"].value, rel=1e-10
     )
+
+
+def test_products_by_differences_find_the_same():
+    model, data = double_precision(tanh_classifier)
+    exact = measure_curvature(model, data, Lanczos(3, 8))
+    report = measure_curvature(model, data, Lanczos(3, 8, products="finite_difference"))
+    assert report.products == "finite_difference"
+    for name in NAMES:
+        assert report[name].value == pytest.approx(exact[name].value, rel=1e-5)
+        assert report[name].value != exact[name].value
 
 
 def test_the_callback_logs_the_ends_of_the_spectrum():
