@@ -162,7 +162,7 @@ def test_intervals_of_norm_and_trace_cover_the_truth(spectrum):
         estimates = [run[name] for run in runs]
         assert covers(estimates, truth, false_fail_rate=FALSE_FAIL_RATE)
         assert is_unbiased(estimates, truth, false_fail_rate=FALSE_FAIL_RATE)
-        deviation = np.std([estimate.value for estimate in estimates])
+        deviation = float(np.std([estimate.value for estimate in estimates]))
         biased = [shifted(estimate, 0.3 * deviation) for estimate in estimates]
         assert not is_unbiased(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
         biased = [shifted(estimate, 2.0 * deviation) for estimate in estimates]
