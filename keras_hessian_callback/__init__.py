@@ -4,6 +4,7 @@ from keras_hessian_callback.callback import HessianNormCallback
 from keras_hessian_callback.estimators.deflated import Deflated
 from keras_hessian_callback.estimators.exact import Exact
 from keras_hessian_callback.estimators.hutchinson import Hutchinson
+from keras_hessian_callback.estimators.lanczos import Lanczos
 from keras_hessian_callback.measurement import hessian_frobenius_norm, measure_curvature
 from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.pool import importance
@@ -18,6 +19,7 @@ __all__ = [
     "HessianNormCallback",
     "HessianOperator",
     "Hutchinson",
+    "Lanczos",
     "Spectrum",
     "every",
     "hessian_frobenius_norm",

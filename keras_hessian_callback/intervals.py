@@ -166,6 +166,21 @@ def exact_estimate(value: float, *, num_matvecs: int) -> Estimate:
     return Estimate(value, 0.0, value, value, num_matvecs)
 
 
+def stable_rank_estimate(norm: Estimate, spectral: Estimate) -> Estimate:
+    """||H||_F^2 / ||H||_2^2, between the ends of both: bounds that cover 95-100 %."""
+
+    def ratio(frobenius: float, largest: float) -> float:
+        return (frobenius / largest) ** 2 if largest > 0.0 else math.nan
+
+    return Estimate(
+        ratio(norm.value, spectral.value),
+        math.nan,
+        max(ratio(norm.lower, spectral.upper), 1.0) if spectral.upper > 0.0 else math.nan,
+        ratio(norm.upper, spectral.lower),
+        max(norm.num_matvecs, spectral.num_matvecs),
+    )
+
+
 def _unknown_error(value: float, num_matvecs: int) -> Estimate:
     value = value if math.isfinite(value) else math.nan
     return Estimate(value, math.nan, math.nan, math.nan, num_matvecs)

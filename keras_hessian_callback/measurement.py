@@ -48,7 +48,7 @@ def measure_curvature(
         seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
-            `estimates, state = Deflated()(operator)` gives one; `Exact` and `Hutchinson` carry
+            `estimates, state = Deflated()(operator)` gives one; the other estimators carry
             nothing.
 
     Returns:

@@ -10,6 +10,7 @@ from keras_hessian_callback.intervals import (
     mean_estimate,
     signed_root_estimate,
     split_norm_estimate,
+    stable_rank_estimate,
 )
 from keras_hessian_callback.results import LAYER, Estimate, Findings, Spectrum
 
@@ -33,7 +34,7 @@ def split_estimates(split: Split, top: Split) -> Findings:
         estimates["population_frobenius_norm"] = _population(split)
     spectral = _spectral_norm(split, top, norm, rounding)
     estimates |= {"trace": trace, "spectral_norm": spectral}
-    estimates["stable_rank"] = _stable_rank(norm, spectral)
+    estimates["stable_rank"] = stable_rank_estimate(norm, spectral)
     for name, index in (("largest_ritz_value", -1), ("smallest_ritz_value", 0)):
         estimates[name] = _ritz(top, index, rounding)
     return Findings(estimates | _layers(split, norm), _ritz_values(top))
@@ -99,21 +100,6 @@ def _spectral_norm(split: Split, top: Split, norm: Estimate, rounding: float) ->
     upper = min(upper, norm.upper) if not math.isnan(upper) else math.nan
     lower, upper = value * (1.0 - rounding), max(upper, value) * (1.0 + rounding)
     return Estimate(value, math.nan, lower, upper, split.num_matvecs)
-
-
-def _stable_rank(norm: Estimate, spectral: Estimate) -> Estimate:
-    """||H||_F^2 / ||H||_2^2, between the ends of both: bounds that cover 95-100 %."""
-
-    def ratio(frobenius: float, largest: float) -> float:
-        return (frobenius / largest) ** 2 if largest > 0.0 else math.nan
-
-    return Estimate(
-        ratio(norm.value, spectral.value),
-        math.nan,
-        max(ratio(norm.lower, spectral.upper), 1.0) if spectral.upper > 0.0 else math.nan,
-        ratio(norm.upper, spectral.lower),
-        norm.num_matvecs,
-    )
 
 
 def _layers(split: Split, norm: Estimate) -> dict[str, Estimate]:

@@ -44,11 +44,13 @@ ALLOWED = {
     "second_order": {"gradient_rules"},
     "objective": {"data", "masses", "replicas", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
+    "krylov": {"linalg", "operators.linear_operator"},
     "deflation": {"linalg", "operators.linear_operator", "spreads"},
     "split_estimates": {"deflation", "intervals", "results"},
     "estimators.deflated": ESTIMATOR | {"basis", "deflation", "split_estimates"},
     "estimators.exact": ESTIMATOR,
     "estimators.hutchinson": ESTIMATOR,
+    "estimators.lanczos": ESTIMATOR | {"krylov"},
     "operators.hessian": {
         "errors",
         "linalg",

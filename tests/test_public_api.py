@@ -12,6 +12,7 @@ from keras_hessian_callback import (
     HessianNormCallback,
     HessianOperator,
     Hutchinson,
+    Lanczos,
     hessian_frobenius_norm,
     importance,
     measure_curvature,
@@ -31,6 +32,7 @@ def test_public_names():
         "HessianNormCallback",
         "HessianOperator",
         "Hutchinson",
+        "Lanczos",
         "Spectrum",
         "every",
         "hessian_frobenius_norm",
@@ -89,6 +91,7 @@ def test_public_names():
             {"num_probes": 16, "distribution": "rademacher", "products": "auto"},
             {},
         ),
+        (Lanczos, {"num_probes": 4, "num_steps": 20, "products": "auto"}, {}),
     ],
 )
 def test_signatures_and_defaults(function, positional, keywords):
