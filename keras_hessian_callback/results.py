@@ -133,6 +133,10 @@ class CurvatureReport(Mapping[str, Estimate]):
             None: not drawn.
         spectrum: The spectral density, or the part of it that the method resolved; None where it
             tells none.
+        preconditioned: Whether it is the Hessian as the optimizer sees it, D^-1/2 H D^-1/2, that
+            all of this speaks of.
+        stability_threshold: The largest eigenvalue at which full-batch steps of the optimizer are
+            stable on a quadratic loss with the Hessian measured; None where it has none.
 
     Example:
 
@@ -158,6 +162,8 @@ class CurvatureReport(Mapping[str, Estimate]):
     layers: Mapping[str, Estimate] = field(default_factory=dict)
     pool_size: int | None = None
     spectrum: Spectrum | None = None
+    preconditioned: bool = False
+    stability_threshold: float | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -183,6 +189,8 @@ class CurvatureReport(Mapping[str, Estimate]):
             "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
             "pool_size": self.pool_size,
             "spectrum": self.spectrum.to_dict() if self.spectrum else None,
+            "preconditioned": self.preconditioned,
+            "stability_threshold": self.stability_threshold,
         }
 
 

@@ -59,6 +59,8 @@ def test_to_dict_is_strict_json():
         "num_folds": 1,
         "carried": False,
         "pool_size": None,
+        "preconditioned": False,
+        "stability_threshold": None,
         "spectrum": {"nodes": [-1.0, None], "weights": [0.25, 0.75]},
         "layers": {
             "dense": {
