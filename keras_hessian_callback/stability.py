@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras_hessian_callback.linalg import pack
 from keras_hessian_callback.update_rules import RULES, Diagonal, steps_of, unwrapped
 
-_READABLE = (keras.Variable, keras.optimizers.schedules.LearningRateSchedule)
 _CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
 _WITHOUT_A_THRESHOLD = {
     "Adafactor": "Adafactor scales its steps by the sizes of weights and updates",
@@ -169,7 +168,8 @@ def _what_is_in_the_way(optimizer: Any) -> str:
     partial = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
     if optimizer.weight_decay and any(getattr(optimizer, each, None) for each in partial):
         return "weight decay leaves out some of the weights"
-    if not isinstance(optimizer._learning_rate, _READABLE):
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    if callable(optimizer._learning_rate) and not isinstance(optimizer._learning_rate, schedule):
         return "the learning rate is a function that training may have called once only"
     if not _learning_rate(optimizer) > 0.0:
         return "the learning rate is not above 0"
