@@ -45,15 +45,15 @@ def stability(optimizer: Any) -> Stability:
 
     With the step eta (schedules at their present value):
 
-        SGD                                    2 / eta
-        SGD, momentum b                        (2 + 2 b) / eta
-        SGD, Nesterov momentum b               (2 + 2 b) / (eta (1 + 2 b))
-        Adam, AdamW, Adamax                    (2 + 2 b1) / ((1 - b1) eta)
-        Nadam, after its first steps           (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta)
-        RMSprop (momentum b), Adagrad, Adadelta    (2 + 2 b) / eta
+        SGD                            2 / eta
+        SGD, momentum b                (2 + 2 b) / eta
+        SGD, Nesterov momentum b       (2 + 2 b) / ((1 + 2 b) eta)
+        Adam, AdamW, Adamax            (2 + 2 b1) / ((1 - b1) eta)
+        Nadam, after its first steps   (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta)
+        RMSprop, Adagrad, Adadelta     (2 + 2 b) / eta, b = 0 unless RMSprop has a momentum
 
     and 2 - eta d for the 2 in each where there is a decoupled weight decay d. From Adam on it is
-    that of the preconditioned Hessian.
+    that of the preconditioned Hessian. Derived in update_rules.py.
 
     Args:
         optimizer: A `keras.optimizers.Optimizer`, or None. Not changed.
