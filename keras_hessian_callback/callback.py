@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from keras_hessian_callback.budget import Budget
 from keras_hessian_callback.carried import CarriedState
-from keras_hessian_callback.errors import measuring_failed, summary
+from keras_hessian_callback.errors import measuring_failed, not_finite, writing_failed
 from keras_hessian_callback.estimators.estimator import Estimator
-from keras_hessian_callback.measurement import measure, resolve_method
+from keras_hessian_callback.measurement import check_preconditioned, measure, resolve_method
 from keras_hessian_callback.objective import LossFn, check_backend
 from keras_hessian_callback.operators.hessian import (
     HessianOperator,
@@ -24,9 +24,8 @@ from keras_hessian_callback.operators.hessian import (
 from keras_hessian_callback.pool import check_drawn, held_out
 from keras_hessian_callback.results import LAYER, CurvatureReport
 from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
+from keras_hessian_callback.stability import check_has_preconditioner
 from keras_hessian_callback.summaries import SummaryWriter
-
-_LOG_KEY = "hessian_frobenius_norm"
 
 
 class HessianNormCallback(keras.callbacks.Callback):
@@ -49,7 +48,7 @@ class HessianNormCallback(keras.callbacks.Callback):
     * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
       `"frobenius_norm"`, `"frobenius_norm/lower"`, `"frobenius_norm/upper"`, the same for
       `"trace"` and the others, `"frobenius_norm/layer/<name>"`, `"num_matvecs"`, `"seconds"`,
-      `"overhead"` so far;
+      `"overhead"` so far, and the optimizer's `"stability_threshold"`, NaN where it has none;
     * `report`, the last `CurvatureReport`;
     * `overhead`, the time that the measurements of the last `fit` took over the rest of its
       time, and apart from both, `setup_seconds`, what it took here before the first step.
@@ -71,6 +70,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
         training: True: the loss in training mode, with batch normalisation by the statistics of
             the held-out examples and fixed dropout masks; without `batch_size`.
+        preconditioned: True: the Hessian as the optimizer sees it, as in `measure_curvature`. In
+            all names above, `preconditioned_hessian` then stands in place of `hessian`.
         seed: Int: the random probes are a function of it and of the step, so a resumed run
             logs what an uninterrupted one would. So it does with a carried basis, as long as that
             takes at most 64 MiB and the `log_dir` is the same; else the basis is rebuilt, which
@@ -110,6 +111,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         batch_size: int | None = None,
         loss_fn: LossFn | None = None,
         training: bool = False,
+        preconditioned: bool = False,
         seed: int = 0,
         on_error: str = "warn",
     ) -> None:
@@ -123,6 +125,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             raise TypeError(f"`log_dir` must be a path or None; got {log_dir!r}.")
         check_batch_size(batch_size)
         check_training(training, batch_size)
+        check_preconditioned(preconditioned)
         self._estimator = resolve_method(method)
         self._schedule = resolve_schedule(schedule)
         self._budget = Budget(getattr(self._schedule, "overhead", None))
@@ -132,6 +135,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._batch_size = batch_size
         self._loss_fn = loss_fn
         self._training = training
+        self._preconditioned = preconditioned
+        self._group = "preconditioned_hessian" if preconditioned else "hessian"
         self._seed = int(seed)
         self._on_error = on_error
         self._operator: HessianOperator | None = None
@@ -167,6 +172,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         self.setup_seconds = self._budget.setup_seconds
 
     def _prepare(self) -> None:
+        if self._preconditioned:
+            check_has_preconditioner(self.model.optimizer)
         if self._operator is None or not self._operator.is_current(self.model):
             operator = HessianOperator(
                 self.model,
@@ -185,8 +192,8 @@ class HessianNormCallback(keras.callbacks.Callback):
                 "has no optimizer. Use every(epochs=...)."
             )
         if self._log_dir is not None:
-            self._writer = SummaryWriter(self._log_dir)
-            self._carried = CarriedState(self._log_dir)
+            self._writer = SummaryWriter(self._log_dir, self._group)
+            self._carried = CarriedState(self._log_dir, self._group)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -211,20 +218,20 @@ class HessianNormCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         due = self._schedule.due_after_epoch(epoch)
         if due or not self.history["epoch"]:
-            counts_steps = self._schedule.counts_steps
-            step = self._optimizer_iterations() if counts_steps else epoch
+            step = self._optimizer_iterations() if self._schedule.counts_steps else epoch
             drawn = due or epoch == 0 or isinstance(self._schedule, Within)
             self._measure(step, drawn=drawn)
         if logs is None or self._latest is None or self._latest[0] != epoch:
             return
-        if _LOG_KEY in logs and not self._warned_taken:
+        key = f"{self._group}_frobenius_norm"
+        if key in logs and not self._warned_taken:
             self._warned_taken = True
             warnings.warn(
-                f"logs[{_LOG_KEY!r}] holds the value of another HessianNormCallback, which stays. "
+                f"logs[{key!r}] holds the value of another HessianNormCallback, which stays. "
                 "The values of this one are in its `history` and its event files.",
                 stacklevel=2,
             )
-        logs.setdefault(_LOG_KEY, self._latest[1])
+        logs.setdefault(key, self._latest[1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.overhead = self._budget.overhead
@@ -249,7 +256,13 @@ class HessianNormCallback(keras.callbacks.Callback):
             # Probes must not have shaped the state; another `fit` may count from 0 again.
             state = self._state if step > self._state_step else None
             estimator = self._budget.affordable(self._estimator)
-            report, state = measure(operator, estimator, seed=(self._seed, step), state=state)
+            report, state = measure(
+                operator,
+                estimator,
+                seed=(self._seed, step),
+                state=state,
+                preconditioned=self._preconditioned,
+            )
         except Exception as error:  # the run is not ours to end: see `on_error`
             if self._on_error == "raise":
                 raise
@@ -284,18 +297,14 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._writer = None
             if self._on_error == "raise":
                 raise
-            warnings.warn(
-                f"The event files in `log_dir` could not be written at epoch {self._epoch}, and "
-                "are off for the rest of this fit; the values go on to `history` and `logs`. The "
-                f"error was {summary(error)}",
-                stacklevel=2,
-            )
+            warnings.warn(writing_failed(error, self._epoch), stacklevel=2)
 
     def _record(self, report: CurvatureReport, step: int) -> None:
-        self.report = report
+        self.report, threshold = report, report.stability_threshold
         self._budget.learn(report.seconds, report.num_matvecs)
         row: dict[str, float] = {"epoch": self._epoch, "step": step}
         row["overhead"] = self._budget.overhead
+        row["stability_threshold"] = math.nan if threshold is None else threshold
         for name, estimate in report.items():
             row[name] = estimate.value
             row[f"{name}/lower"] = estimate.lower
@@ -308,10 +317,4 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._latest = (self._epoch, norm)
         if not math.isfinite(norm) and not self._warned_not_finite:
             self._warned_not_finite = True
-            warnings.warn(
-                f"The Hessian norm is not finite at epoch {self._epoch}, step {step}; NaN is "
-                "logged. The loss or its derivatives on the held-out examples overflow or are "
-                "undefined there: the run diverges, the examples hold NaN, or a layer has no "
-                "second derivative at that point (a square root or a norm at 0).",
-                stacklevel=2,
-            )
+            warnings.warn(not_finite(self._epoch, step), stacklevel=2)

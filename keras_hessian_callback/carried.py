@@ -19,10 +19,11 @@ class CarriedState:
 
     Args:
         log_dir: The directory that the event files are under.
+        group: Name of their run.
     """
 
-    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
-        self._path = os.path.join(os.fspath(log_dir), "hessian", "carried.npz")
+    def __init__(self, log_dir: str | os.PathLike[str], group: str = "hessian") -> None:
+        self._path = os.path.join(os.fspath(log_dir), group, "carried.npz")
 
     def save(self, state: Any, step: int) -> None:
         """Writes the state after the measurement at `step`; a large one is left out."""

@@ -31,3 +31,22 @@ def measuring_failed(error: Exception, epoch: int, step: int) -> str:
         f"{'Memory ran out: set `batch_size`. ' if ran_out_of_memory(error) else ''}"
         f"on_error='raise' stops here with the traceback. The error was {summary(error)}"
     )
+
+
+def writing_failed(error: Exception, epoch: int) -> str:
+    """The warning where event files cannot be written and the run goes on without."""
+    return (
+        f"The event files in `log_dir` could not be written at epoch {epoch}, and are off for the "
+        "rest of this fit; the values go on to `history` and `logs`. The error was "
+        f"{summary(error)}"
+    )
+
+
+def not_finite(epoch: int, step: int) -> str:
+    """The warning where the norm is NaN or infinite."""
+    return (
+        f"The Hessian norm is not finite at epoch {epoch}, step {step}; NaN is logged. The loss "
+        "or its derivatives on the held-out examples overflow or are undefined there: the run "
+        "diverges, the examples hold NaN, or a layer has no second derivative at that point (a "
+        "square root or a norm at 0)."
+    )

@@ -9,7 +9,10 @@ from keras_hessian_callback.estimators.exact import Exact
 from keras_hessian_callback.linalg import Seed, check_seed
 from keras_hessian_callback.objective import LossFn, Model
 from keras_hessian_callback.operators.hessian import HessianOperator
+from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.operators.preconditioned import PreconditionedOperator
 from keras_hessian_callback.results import LAYER, CurvatureReport, Estimate
+from keras_hessian_callback.stability import check_has_preconditioner, preconditioner, stability
 
 _METHODS: dict[str, Estimator] = {
     "stochastic": Deflated(),
@@ -26,6 +29,7 @@ def measure_curvature(
     batch_size: int | None = None,
     loss_fn: LossFn | None = None,
     training: bool = False,
+    preconditioned: bool = False,
     seed: Seed = 0,
     state: Any = None,
 ) -> CurvatureReport:
@@ -45,6 +49,9 @@ def measure_curvature(
             for a custom `train_step`, or for the Hessian of something else, such as
             `lambda model, x, y, w: tf.reduce_sum(model(x))`.
         training: True: the loss in training mode, as `HessianOperator` has it.
+        preconditioned: True: the Hessian as the model's optimizer sees it after the steps made so
+            far, D^-1/2 H D^-1/2 with what Adam, AdamW, Adamax, Nadam, RMSprop, Adagrad and
+            Adadelta divide by. Its eigenvalues are those of D^-1 H.
         seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
@@ -55,7 +62,8 @@ def measure_curvature(
         A `CurvatureReport` with `"frobenius_norm"`, `"trace"`, and what else the method found.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As `HessianOperator` and the estimator do.
+        TypeError, ValueError, RuntimeError: As `HessianOperator` and the estimator do. ValueError
+            if `preconditioned` is asked for and the optimizer divides by nothing, or not yet.
 
     Cost: One trace of the model, the checks of `HessianOperator`, and the products of the
     method. To measure often, use the callback: it traces once.
@@ -72,6 +80,9 @@ def measure_curvature(
         9.3333
     """
     estimator = resolve_method(method)
+    check_preconditioned(preconditioned)
+    if preconditioned:
+        check_has_preconditioner(getattr(model, "optimizer", None))
     operator = HessianOperator(
         model,
         data,
@@ -80,7 +91,7 @@ def measure_curvature(
         loss_fn=loss_fn,
         training=training,
     )
-    report, _ = measure(operator, estimator, seed=seed, state=state)
+    report, _ = measure(operator, estimator, seed=seed, state=state, preconditioned=preconditioned)
     return report
 
 
@@ -137,15 +148,26 @@ def hessian_frobenius_norm(
 
 
 def measure(
-    operator: HessianOperator, estimator: Estimator, *, seed: Seed, state: Any = None
+    operator: HessianOperator,
+    estimator: Estimator,
+    *,
+    seed: Seed,
+    state: Any = None,
+    preconditioned: bool = False,
 ) -> tuple[CurvatureReport, Any]:
     """One measurement of an operator: the report, and the estimator's state for the next."""
     check_seed(seed)
     start = time.perf_counter()
     carried = state is not None
     operator = operator.drawn(seed)
-    found, state = estimator(operator, seed=seed, state=state)
+    optimizer = getattr(operator.model, "optimizer", None)
+    seen: LinearOperator = operator
+    if preconditioned:  # by the state that the optimizer has now
+        diagonal = preconditioner(optimizer, operator.variables)
+        seen = PreconditionedOperator(operator, diagonal)
+    found, state = estimator(seen, seed=seed, state=state)
     whole = {name: e for name, e in found.items() if not name.startswith(LAYER)}
+    stable = stability(optimizer)
     report = CurvatureReport(
         estimates=whole,
         num_parameters=operator.shape[0],
@@ -160,8 +182,16 @@ def measure(
         layers={n.removeprefix(LAYER): e for n, e in found.items() if n not in whole},
         spectrum=found.spectrum,
         batch_size=operator.batch_size,
+        preconditioned=preconditioned,
+        stability_threshold=stable.threshold if stable.preconditioned == preconditioned else None,
     )
     return report, state
+
+
+def check_preconditioned(preconditioned: bool) -> None:
+    """Raises TypeError unless `preconditioned` is a bool."""
+    if not isinstance(preconditioned, bool):
+        raise TypeError(f"`preconditioned` must be True or False; got {preconditioned!r}.")
 
 
 def resolve_method(method: str | Estimator) -> Estimator:

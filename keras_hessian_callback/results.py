@@ -135,6 +135,10 @@ class CurvatureReport(Mapping[str, Estimate]):
             tells none.
         batch_size: Examples that products were computed on at a time: all, or `batch_size`, or
             fewer where memory ran out.
+        preconditioned: Whether it is the Hessian as the optimizer sees it, D^-1/2 H D^-1/2, that
+            all of this speaks of.
+        stability_threshold: The largest eigenvalue at which full-batch steps of the optimizer are
+            stable on a quadratic loss with the Hessian measured; None where it has none.
 
     Example:
 
@@ -161,6 +165,8 @@ class CurvatureReport(Mapping[str, Estimate]):
     pool_size: int | None = None
     spectrum: Spectrum | None = None
     batch_size: int | None = None
+    preconditioned: bool = False
+    stability_threshold: float | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]
@@ -187,6 +193,8 @@ class CurvatureReport(Mapping[str, Estimate]):
             "pool_size": self.pool_size,
             "batch_size": self.batch_size,
             "spectrum": self.spectrum.to_dict() if self.spectrum else None,
+            "preconditioned": self.preconditioned,
+            "stability_threshold": self.stability_threshold,
         }
 
 

@@ -14,19 +14,21 @@ _open_writers: weakref.WeakValueDictionary[str, "SummaryWriter"] = weakref.WeakV
 
 
 class SummaryWriter:
-    """Event files of one run, in `<log_dir>/hessian`; none before the first measurement.
+    """Event files of one run, in `<log_dir>/<group>`; none before the first measurement.
 
     The directory is the callback's own: TensorBoard reads one writer per directory.
 
     Args:
         log_dir: Directory that TensorBoard is started on; local or any that `tf.io.gfile` knows.
+        group: Name of the run, and what its tags begin with.
 
     Raises:
         ValueError: If nothing can be written there.
     """
 
-    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
-        directory = os.path.join(os.fspath(log_dir), "hessian")
+    def __init__(self, log_dir: str | os.PathLike[str], group: str = "hessian") -> None:
+        directory = os.path.join(os.fspath(log_dir), group)
+        self._group = group
         self._directory = directory if "://" in directory else os.path.abspath(directory)
         self._writer: tf.summary.SummaryWriter | None = None
         probe = os.path.join(self._directory, f".writable-{uuid.uuid4().hex}")
@@ -44,21 +46,24 @@ class SummaryWriter:
     def write(self, report: CurvatureReport, step: int) -> None:
         """Writes each estimate with its 95 % band at `step`, and flushes.
 
-        Tags: `hessian/<name>`, `hessian/<name>/lower`, `hessian/<name>/upper`; and in a group of
-        their own, without bands, `hessian_by_layer/frobenius_norm/<layer>`.
+        Tags: `<group>/<name>`, `<group>/<name>/lower`, `<group>/<name>/upper`; and in a group of
+        their own, without bands, `<group>_by_layer/frobenius_norm/<layer>`. And where there is
+        one, `<group>/stability_threshold`.
         """
         scalars = {}
         for name, estimate in report.items():
-            scalars[f"hessian/{name}"] = estimate.value
-            scalars[f"hessian/{name}/lower"] = estimate.lower
-            scalars[f"hessian/{name}/upper"] = estimate.upper
+            scalars[f"{self._group}/{name}"] = estimate.value
+            scalars[f"{self._group}/{name}/lower"] = estimate.lower
+            scalars[f"{self._group}/{name}/upper"] = estimate.upper
         for layer, estimate in report.layers.items():
-            scalars[f"hessian_by_layer/frobenius_norm/{layer}"] = estimate.value
+            scalars[f"{self._group}_by_layer/frobenius_norm/{layer}"] = estimate.value
+        if report.stability_threshold is not None:
+            scalars[f"{self._group}/stability_threshold"] = report.stability_threshold
         self._write_scalars(scalars, step)
 
     def write_overhead(self, share: float, step: int) -> None:
-        """Writes the share of the time that measurements took, as `hessian/overhead`."""
-        self._write_scalars({"hessian/overhead": share}, step)
+        """Writes the share of the time that measurements took, as `<group>/overhead`."""
+        self._write_scalars({f"{self._group}/overhead": share}, step)
 
     def _write_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         if self._writer is None:

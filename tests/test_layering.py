@@ -25,6 +25,7 @@ ALLOWED = {
         "pool",
         "results",
         "schedule",
+        "stability",
         "summaries",
     },
     "measurement": {
@@ -34,8 +35,13 @@ ALLOWED = {
         "linalg",
         "objective",
         "operators.hessian",
+        "operators.linear_operator",
+        "operators.preconditioned",
         "results",
+        "stability",
     },
+    "stability": {"linalg", "update_rules"},
+    "operators.preconditioned": {"operators.linear_operator"},
     "pool": {"data", "linalg"},
     "summaries": {"results"},
     "budget": {"estimators.estimator", "operators.linear_operator"},
@@ -91,7 +97,16 @@ ALLOWED = {
     "operators.autodiff": {"data", "linalg", "objective", "second_order"},
     "operators.finite_difference": {"data", "linalg", "objective"},
 }
-KERAS_ROOMS = {"callback", "objective", "data", "masses", "replicas", "second_order"}
+KERAS_ROOMS = {
+    "callback",
+    "data",
+    "masses",
+    "objective",
+    "replicas",
+    "second_order",
+    "stability",
+    "update_rules",
+}
 THIRD_PARTY = {"tensorflow", "keras", "numpy", "tensorboard"}
 
 ROOMS = {

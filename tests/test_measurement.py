@@ -1,5 +1,6 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -153,6 +154,43 @@ def test_micro_batches_are_folds_and_their_mean_the_whole():
     assert report["population_frobenius_norm"].value ** 2 == pytest.approx(expected, rel=1e-6)
     assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(whole), rel=1e-6)
     assert report["population_frobenius_norm"].num_matvecs == report.num_matvecs == 51
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("method", ["autodiff", "finite_difference", Deflated(max_matvecs=60)])
+def test_the_hessian_as_the_optimizer_sees_it(method, batch_size):
+    """Its eigenvalues are those of D^-1 H, with D by RMSprop's own formula."""
+    model, data = double_precision(tanh_classifier)
+    model.compile(keras.optimizers.RMSprop(0.01, epsilon=1e-3), model.loss)
+    model.fit(*data, verbose=0)
+    squares = np.concatenate([v.numpy().ravel() for v in model.optimizer._velocities])
+    rows = dense_hessian(model, data) / np.sqrt(squares + 1e-3)[:, None]
+    report = measure_curvature(model, data, method, batch_size=batch_size, preconditioned=True)
+    norm = np.sqrt(np.trace(rows @ rows))  # that of a symmetric matrix similar to these rows
+    assert report["frobenius_norm"].value == pytest.approx(norm, rel=1e-5)
+    assert report["trace"].value == pytest.approx(np.trace(rows), rel=1e-5)
+    assert report.preconditioned
+    assert report.to_dict()["preconditioned"] is True
+    assert report.stability_threshold == pytest.approx(200.0)
+    if isinstance(method, Deflated):
+        largest = np.linalg.eigvals(rows).real.max()
+        assert report["largest_ritz_value"].value == pytest.approx(largest, rel=1e-6)
+    plain = measure_curvature(model, data, method, batch_size=batch_size)
+    assert plain["frobenius_norm"].value != pytest.approx(norm, rel=0.1)
+    assert not plain.preconditioned
+    assert plain.stability_threshold is None
+
+
+def test_the_preconditioner_needs_a_step_and_an_optimizer_that_has_one():
+    model, data = tanh_classifier()
+    with pytest.raises(ValueError, match="Adam has after a step, and it made none yet"):
+        measure_curvature(model, data, preconditioned=True)
+    model.compile("sgd", model.loss)
+    with pytest.raises(ValueError, match="got SGD"):
+        measure_curvature(model, data, preconditioned=True)
+    with pytest.raises(TypeError, match="`preconditioned` must be True or False; got 'yes'"):
+        measure_curvature(model, data, preconditioned="yes")
+    assert measure_curvature(model, data).stability_threshold == pytest.approx(200.0)
 
 
 @pytest.mark.parametrize("seed", ["a", 1.5, None, (1, 2, 3), (1, "b")])

@@ -55,6 +55,7 @@ def test_public_names():
                 "batch_size": None,
                 "loss_fn": None,
                 "training": False,
+                "preconditioned": False,
                 "seed": 0,
                 "on_error": "warn",
             },
@@ -62,7 +63,14 @@ def test_public_names():
         (
             measure_curvature,
             {"method": "stochastic"},
-            {"batch_size": None, "loss_fn": None, "training": False, "seed": 0, "state": None},
+            {
+                "batch_size": None,
+                "loss_fn": None,
+                "training": False,
+                "preconditioned": False,
+                "seed": 0,
+                "state": None,
+            },
         ),
         (
             hessian_frobenius_norm,

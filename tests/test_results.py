@@ -60,6 +60,8 @@ def test_to_dict_is_strict_json():
         "carried": False,
         "pool_size": None,
         "batch_size": None,
+        "preconditioned": False,
+        "stability_threshold": None,
         "spectrum": {"nodes": [-1.0, None], "weights": [0.25, 0.75]},
         "layers": {
             "dense": {

@@ -66,6 +66,31 @@ np.testing.assert_allclose(float(inside), float(truth), rtol=1e-5)
 print("all as expected")
 """
 
+ADAM = """
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from keras_hessian_callback import HessianNormCallback
+from tests.problems import tanh_classifier
+
+def norms(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model, (x, y) = tanh_classifier()
+    callback = HessianNormCallback((x, y), "autodiff", preconditioned=True, on_error="raise")
+    model.fit(x, y, epochs=2, batch_size=10, verbose=0, callbacks=[callback])
+    return callback.history["frobenius_norm"]
+
+mirrored = norms(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+np.testing.assert_allclose(mirrored, norms(tf.distribute.get_strategy()), rtol=1e-4)
+print("as expected")
+"""
+
+
+def test_the_state_of_a_mirrored_optimizer_is_read():
+    done = subprocess.run([sys.executable, "-c", ADAM], capture_output=True, text=True, check=False)
+    assert "as expected" in done.stdout, done.stderr
+
 
 def test_products_under_a_mirrored_strategy_are_those_of_one_device():
     done = subprocess.run(

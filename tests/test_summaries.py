@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import os
 
@@ -52,6 +53,19 @@ def test_every_estimate_is_written_with_its_band(tmp_path):
 def test_the_share_of_the_time_is_a_scalar_of_its_own(tmp_path):
     SummaryWriter(tmp_path).write_overhead(0.25, step=4)
     assert events(tmp_path / "hessian") == {"hessian/overhead": [(4, 0.25)]}
+
+
+def test_a_group_has_its_own_directory_and_tags(tmp_path):
+    SummaryWriter(tmp_path, "other").write(report(1.0), step=0)
+    assert all(tag.startswith("other/") for tag in events(tmp_path / "other"))
+    assert os.listdir(tmp_path) == ["other"]
+
+
+def test_the_threshold_is_written_where_there_is_one(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.write(report(1.0), step=0)
+    writer.write(dataclasses.replace(report(2.0), stability_threshold=6.5), step=1)
+    assert events(tmp_path / "hessian")["hessian/stability_threshold"] == [(1, 6.5)]
 
 
 def test_nothing_is_written_before_the_first_measurement(tmp_path):

@@ -108,6 +108,16 @@ class HessianOperator:
         return self._traced.products
 
     @property
+    def model(self) -> Model:
+        """The model."""
+        return self._objective.model
+
+    @property
+    def variables(self) -> list[Any]:
+        """The trainable variables that a vector goes over, in order."""
+        return list(self._objective.variables)
+
+    @property
     def num_examples(self) -> int:
         """Held-out examples that the loss is averaged over; those drawn, by `importance`."""
         return self._data.num_examples

@@ -1,0 +1,201 @@
+"""Where an optimizer's steps turn unstable, and its preconditioner: read off the live optimizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.linalg import pack
+from keras_hessian_callback.update_rules import RULES, Diagonal, steps_of, unwrapped
+
+_CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
+_WITHOUT_A_THRESHOLD = {
+    "Adafactor": "Adafactor scales its steps by the sizes of weights and updates",
+    "Ftrl": "Ftrl sets the weights from the sum of all gradients",
+    "Lamb": "Lamb scales its steps by the sizes of weights and updates",
+    "Lion": "the steps of Lion have the same length at any curvature",
+    "MultiOptimizer": "MultiOptimizer steps by several rules",
+    "Muon": "Muon makes its steps orthogonal matrices, of the same length at any curvature",
+    "ScheduleFreeAdamW": "ScheduleFreeAdamW averages its weights, by shares that shrink",
+}
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What the largest eigenvalue is to be compared with.
+
+    Attributes:
+        threshold: Above it, full-batch steps on a quadratic loss with this Hessian grow without
+            bound, in the state that the optimizer is in. None where there is none.
+        reason: Why there is none, a sentence; empty where there is one.
+        preconditioned: Whether it is the eigenvalues of D^-1/2 H D^-1/2, D the optimizer's
+            `preconditioner`, that are to be compared; else those of H.
+    """
+
+    threshold: float | None
+    reason: str
+    preconditioned: bool
+
+
+def stability(optimizer: Any) -> Stability:
+    """The threshold of an optimizer in its present state.
+
+    With the step eta (schedules at their present value):
+
+        SGD                            2 / eta
+        SGD, momentum b                (2 + 2 b) / eta
+        SGD, Nesterov momentum b       (2 + 2 b) / ((1 + 2 b) eta)
+        Adam, AdamW, Adamax            (2 + 2 b1) / ((1 - b1) eta)
+        Nadam, after its first steps   (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta)
+        RMSprop, Adagrad, Adadelta     (2 + 2 b) / eta, b = 0 unless RMSprop has a momentum
+
+    and 2 - eta d for the 2 in each where there is a decoupled weight decay d. From Adam on it is
+    that of the preconditioned Hessian. Derived in update_rules.py.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`, or None. Not changed.
+
+    Returns:
+        The threshold; where there is none or it is not known, the reason.
+
+    Example:
+
+        >>> import keras
+        >>> from keras_hessian_callback.stability import stability
+        >>> round(stability(keras.optimizers.SGD(0.5, momentum=0.9)).threshold, 4)
+        7.6
+        >>> stability(keras.optimizers.Lion()).reason
+        'There is no threshold: the steps of Lion have the same length at any curvature.'
+
+    References:
+        Cohen et al., "Gradient descent on neural networks typically occurs at the edge of
+        stability" (2021), arXiv:2103.00065; "Adaptive gradient methods at the edge of
+        stability" (2022), arXiv:2207.14484.
+    """
+    optimizer = unwrapped(optimizer)
+    rule = RULES.get(type(optimizer))
+    preconditioned = rule is not None and rule.diagonal is not None
+    reason = _what_is_in_the_way(optimizer)
+    if rule is None or reason:
+        return Stability(None, f"There is no threshold: {reason}.", preconditioned)
+    step, decay = _learning_rate(optimizer), optimizer.weight_decay or 0.0
+    b, p, q = rule.recursion(optimizer)
+    threshold = (1.0 + b) * (2.0 - step * decay) / (step * (p + q * (1.0 + b)))
+    return Stability(threshold, "", preconditioned)
+
+
+def preconditioner(optimizer: Any, variables: Sequence[Any]) -> tf.Tensor:
+    """The diagonal D that an optimizer divides by, as of its last step.
+
+        Adam, AdamW    (sqrt(v) + epsilon) (1 - b1^t) / sqrt(1 - b2^t), v the maximum by amsgrad
+        Nadam          sqrt(v / (1 - b2^t)) + epsilon
+        Adamax         (u + epsilon) (1 - b1^t)
+        RMSprop        sqrt(v + epsilon), v less the square of the mean if centered
+        Adagrad        sqrt(v + epsilon)
+        Adadelta       sqrt(v + epsilon) / sqrt(s + epsilon), s of the squared steps
+
+    after t steps. All bias corrections are in D, so that the threshold is that of the step as
+    it is set. A weight whose gradient was always 0 has a D of about epsilon.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`. Not changed.
+        variables: Trainable variables that it was built with, in the order of the result.
+
+    Returns:
+        (n,) tensor, in float32 at least. Not finite where the optimizer's state is not.
+
+    Raises:
+        ValueError: If the optimizer has no such diagonal, or made no step yet: D is then 0, or
+            says nothing of the gradients.
+    """
+    optimizer = unwrapped(optimizer)
+    diagonal = _diagonal(optimizer)
+    if not optimizer.built or steps_of(optimizer) == 0:
+        raise ValueError(
+            f"preconditioned=True needs the state that {_name(optimizer)} has after a step, and "
+            "it made none yet. Call `fit` before, or measure with preconditioned=False."
+        )
+    dtype = tf.as_dtype(np.result_type("float32", *(_numpy_dtype(v) for v in variables)))
+    packed = pack([diagonal(optimizer, i, dtype) for i in _places(optimizer, variables)], dtype)
+    if bool(tf.reduce_any(packed <= 0.0)):  # NaN passes: it is to be seen
+        raise ValueError(
+            f"{_name(optimizer)} divides by 0: its epsilon is 0, and a weight has had no gradient "
+            "yet. Use an epsilon above 0, or preconditioned=False."
+        )
+    return packed
+
+
+def check_has_preconditioner(optimizer: Any) -> None:
+    """Raises ValueError unless the optimizer has a diagonal preconditioner."""
+    _diagonal(unwrapped(optimizer))
+
+
+def _diagonal(optimizer: Any) -> Diagonal:
+    rule = RULES.get(type(optimizer))
+    if rule is None or rule.diagonal is None:
+        known = ", ".join(kind.__name__ for kind, rule in RULES.items() if rule.diagonal)
+        raise ValueError(
+            "preconditioned=True measures the Hessian over the diagonal that the optimizer "
+            f"divides by, which is read off {known}; got {_name(optimizer)}. Use "
+            "preconditioned=False."
+        )
+    return rule.diagonal
+
+
+def _name(optimizer: Any) -> str:
+    return "no optimizer" if optimizer is None else type(optimizer).__name__
+
+
+def _what_is_in_the_way(optimizer: Any) -> str:
+    """Why there is no threshold; empty where there is one."""
+    name = _name(optimizer)
+    if optimizer is None:
+        return "the model has no optimizer"
+    if type(optimizer) not in RULES:
+        if type(optimizer) is getattr(keras.optimizers, name, None):
+            return _WITHOUT_A_THRESHOLD.get(name, f"the update rule of {name} is not known here")
+        return f"{name} is not one of the optimizers of Keras, and its update rule not known here"
+    for setting in _CLIPPING:
+        if getattr(optimizer, setting):
+            return f"{setting} may shorten any step"
+    if optimizer.use_ema and optimizer.ema_overwrite_frequency:
+        return "ema_overwrite_frequency replaces the weights by their average"
+    if any(getattr(v, "constraint", None) for v in getattr(optimizer, "_trainable_variables", ())):
+        return "a constraint changes weights after the step"
+    partial = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+    if optimizer.weight_decay and any(getattr(optimizer, each, None) for each in partial):
+        return "weight decay leaves out some of the weights"
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    if callable(optimizer._learning_rate) and not isinstance(optimizer._learning_rate, schedule):
+        return "the learning rate is a function that training may have called once only"
+    if not _learning_rate(optimizer) > 0.0:
+        return "the learning rate is not above 0"
+    if type(optimizer) is keras.optimizers.Nadam and steps_of(optimizer) == 0:
+        return "Nadam made no step yet, which its momentum depends on"
+    if not 0.0 <= RULES[type(optimizer)].recursion(optimizer)[0] < 1.0:
+        return "the momentum is not below 1"
+    return ""
+
+
+def _learning_rate(optimizer: Any) -> float:
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def _numpy_dtype(variable: Any) -> np.dtype:
+    """Of the numbers that the variable is computed with."""
+    lower = variable.dtype in ("float16", "bfloat16")
+    return np.dtype("float32" if lower else variable.dtype)
+
+
+def _places(optimizer: Any, variables: Sequence[Any]) -> list[int]:
+    """Where the optimizer keeps the state of each variable."""
+    try:
+        return [optimizer._get_variable_index(variable) for variable in variables]
+    except KeyError as error:
+        raise ValueError(
+            f"{_name(optimizer)} was built with other trainable weights than the model has now. "
+            "Compile the model anew after `trainable` is changed."
+        ) from error
