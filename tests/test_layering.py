@@ -15,18 +15,19 @@ PACKAGE = "keras_hessian_callback"
 ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_operator", "results"}
 ALLOWED = {
     "callback": {
+        "about",
         "budget",
-        "carried",
         "errors",
         "estimators.estimator",
         "measurement",
         "objective",
         "operators.hessian",
         "pool",
+        "record",
         "results",
         "schedule",
-        "summaries",
     },
+    "record": {"carried", "errors", "results", "spectra", "summaries"},
     "measurement": {
         "estimators.deflated",
         "estimators.estimator",
@@ -37,7 +38,11 @@ ALLOWED = {
         "results",
     },
     "pool": {"data", "linalg"},
-    "summaries": {"results"},
+    "about": {"results"},
+    "summaries": {"charts", "pictures", "results", "spectra"},
+    "carried": {"spectra"},
+    "charts": {"spectra"},
+    "spectra": {"pictures", "results"},
     "budget": {"estimators.estimator", "operators.linear_operator"},
     "intervals": {"results", "spreads"},
     "masses": {"data"},
@@ -84,7 +89,7 @@ ALLOWED = {
     "operators.autodiff": {"data", "linalg", "objective", "second_order"},
     "operators.finite_difference": {"data", "linalg", "objective"},
 }
-KERAS_ROOMS = {"callback", "objective", "data", "masses", "second_order"}
+KERAS_ROOMS = {"about", "callback", "objective", "data", "masses", "second_order"}
 THIRD_PARTY = {"tensorflow", "keras", "numpy", "tensorboard"}
 
 ROOMS = {
