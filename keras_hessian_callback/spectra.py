@@ -34,12 +34,13 @@ def histogram(spectrum: Spectrum, size: int) -> np.ndarray:
         size: Eigenvalues n of the operator.
 
     Returns:
-        Array (m, 3): left and right edge of each bin and the eigenvalues in it. Edges are the
-        same multiples of 0.05 for all spectra; the first and the last bin hold some.
+        Array (m, 3): left and right edge of each bin and the eigenvalues in it. Bins are the same
+        for all spectra, with 0 in the middle of one; the first and the last hold some.
     """
     places = symlog(spectrum.nodes)
     ends = places[0] - _WIDEST, places[-1] + _WIDEST
-    edges = _BIN * np.arange(math.floor(ends[0] / _BIN), math.ceil(ends[1] / _BIN) + 1)
+    numbers = np.arange(math.floor(ends[0] / _BIN), math.ceil(ends[1] / _BIN) + 2)
+    edges = _BIN * (numbers - 0.5)
     counts = np.diff(_below(edges, places, size * spectrum.weights))
     some = np.flatnonzero(counts)
     kept = slice(some[0], some[-1] + 1)
@@ -87,8 +88,8 @@ class Spectra:
         kept = tuple(column for column in self.columns if column[0] < step)
         seen, stride = self.seen, self.stride
         if len(kept) < len(self.columns):
-            seen = 1 + (len(kept) - 1) * stride if kept else 0
-        if (seen - 1) % stride:
+            seen = min(len(kept) * stride, seen - 1)
+        elif (seen - 1) % stride:
             kept = kept[:-1]  # it was there as the newest alone
         kept = (*kept, (step, spectrum))
         if len(kept) > MOST_COLUMNS:
