@@ -67,12 +67,12 @@ _TITLES = {
     "hessian": "Curvature of the loss",
     "preconditioned_hessian": "Curvature as the optimizer sees it",
 }
-_WITH_BANDS = {
+_NORMS = {
     "frobenius_norm": "Frobenius norm of the Hessian, with its 95 % band",
     "population_frobenius_norm": "Frobenius norm for a larger held-out set, with its 95 % band",
-    "trace": "Trace of the Hessian, with its 95 % band",
 }
-_MORE_WITH_BANDS = {
+_SPECTRUM = {
+    "trace": "Trace of the Hessian, with its 95 % band",
     "spectral_norm": "Spectral norm (largest |eigenvalue|), with its bounds",
     "stable_rank": "Stable rank: directions that share the curvature, with its bounds",
 }
@@ -130,30 +130,39 @@ def spectrum_texts(group: str, whole: bool) -> dict[str, tuple[str, str]]:
 def layout(group: str, names: Iterable[str], *, layers: bool) -> layout_pb2.Layout:
     """The charts of the Custom Scalars tab: those that the names have values for.
 
+    TensorBoard draws categories in their order, and within one first the charts of lines, then
+    those with bands, the last first. So the norm has a category of its own, at the top.
+
     Args:
         group: First part of the tags.
         names: Of the scalars that are drawn.
         layers: Whether there are norms of layers.
     """
     names = set(names)
-    charts = [
-        _with_band(group, name, title) for name, title in _WITH_BANDS.items() if name in names
+    norms = [_with_band(group, name, title) for name, title in _NORMS.items() if name in names]
+    spectrum = [
+        _with_band(group, name, title) for name, title in _SPECTRUM.items() if name in names
     ]
     if "largest_ritz_value" in names:
         title = "Largest and smallest eigenvalue, and the step size's stability threshold"
         ends = "largest_ritz_value|smallest_ritz_value|stability_threshold"
-        charts.append(_lines(f"{re.escape(group)}/({ends})", title))
-    charts += [
-        _with_band(group, name, title) for name, title in _MORE_WITH_BANDS.items() if name in names
-    ]
+        spectrum.append(_lines(f"{re.escape(group)}/({ends})", title))
+    others = []
     if layers:
         tags = f"{re.escape(group)}_by_layer/frobenius_norm/.*"
-        charts.append(_lines(tags, "Frobenius norm by layer"))
+        others.append(_lines(tags, "Frobenius norm by layer"))
     if "overhead" in names:
         title = "Overhead: time of the measurements over the rest"
-        charts.append(_lines(f"{re.escape(group)}/overhead", title))
+        others.append(_lines(f"{re.escape(group)}/overhead", title))
     title = _TITLES.get(group, group)
-    return layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts)])
+    parts = {"norm": norms, "eigenvalues": spectrum, "layers and cost": others}
+    return layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(title=f"{title}: {part}", chart=charts)
+            for part, charts in parts.items()
+            if charts
+        ]
+    )
 
 
 def _with_band(group: str, name: str, title: str) -> layout_pb2.Chart:

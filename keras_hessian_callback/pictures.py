@@ -166,7 +166,7 @@ def _y_axis(canvas: np.ndarray, edge: int, ticks: Mapping[str, float], grid: boo
     taken: list[int] = []
     for label, share in ticks.items():
         row = row_of(share)
-        if any(abs(row - other) < _CAPITAL + _SCALE for other in taken):
+        if any(abs(row - other) < _CAPITAL + 2 * _SCALE for other in taken):
             continue
         taken.append(row)
         top = row - _CAPITAL // 2

@@ -50,6 +50,14 @@ class Board:
             for category in layout.get("category", [])
         }
 
+    def charts(self, title):
+        """The custom charts by title, of all categories whose title begins so."""
+        found = {}
+        for category, charts in self.categories().items():
+            if category.startswith(f"{title}: "):
+                found |= charts
+        return found
+
     def lines(self, run, regexes):
         """Steps and values by tag in a chart of lines, as the front end asks for them."""
         pattern = regexes[0] if len(regexes) == 1 else "|".join(f"({r})" for r in regexes)

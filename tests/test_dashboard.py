@@ -74,7 +74,7 @@ class Telling(Hutchinson):
 
 def assert_charts_have_their_data(board: Board, runs, category=LOSS) -> None:
     """As the front end does it: it complains where tags are missing or steps differ."""
-    for title, chart in board.categories()[category].items():
+    for title, chart in board.charts(category).items():
         found = 0
         for run in runs:
             if "margin" in chart:
@@ -102,7 +102,7 @@ def assert_charts_have_their_data(board: Board, runs, category=LOSS) -> None:
         (
             Deflated(max_matvecs=10),
             5,
-            [NORM, POPULATION, TRACE, EIGENVALUES, SPECTRAL, STABLE, LAYERS, OVERHEAD],
+            [NORM, POPULATION, TRACE, SPECTRAL, STABLE, EIGENVALUES, LAYERS, OVERHEAD],
         ),
     ],
 )
@@ -110,9 +110,10 @@ def test_charts_are_those_that_a_method_has_values_for(method, batch_size, expec
     callback = HessianNormCallback(data(), method, log_dir=tmp_path, batch_size=batch_size)
     fit(callback, epochs=2, others=[keras.callbacks.TensorBoard(tmp_path)])
     board = Board(tmp_path)
-    categories = board.categories()
-    assert list(categories) == [LOSS]
-    assert list(categories[LOSS]) == expected
+    assert list(board.charts(LOSS)) == expected
+    norm, *_ = board.categories().items()  # the one that is seen first
+    assert norm[0] == f"{LOSS}: norm"
+    assert next(iter(norm[1])) == NORM
     assert_charts_have_their_data(board, ["hessian", "train"])
     band = board.lines("hessian", ["^hessian/frobenius_norm/lower$"])
     assert band["hessian/frobenius_norm/lower"] == [
@@ -139,14 +140,14 @@ def test_lines_show_the_threshold_and_no_other_tag(tmp_path):
     writer = SummaryWriter(tmp_path)
     writer.write(report(), 0, others={"stability_threshold": 20.0, "overhead": 0.1})
     board = Board(tmp_path)
-    chart = board.categories()[LOSS][EIGENVALUES]
+    chart = board.charts(LOSS)[EIGENVALUES]
     lines = board.lines("hessian", chart["multiline"]["tag"])
     assert {tag: values[0][1] for tag, values in lines.items()} == {
         "hessian/largest_ritz_value": 2.0,
         "hessian/smallest_ritz_value": 2.0,
         "hessian/stability_threshold": 20.0,
     }
-    by_layer = board.categories()[LOSS][LAYERS]["multiline"]["tag"]
+    by_layer = board.charts(LOSS)[LAYERS]["multiline"]["tag"]
     assert list(board.lines("hessian", by_layer)) == ["hessian_by_layer/frobenius_norm/dense"]
 
 
@@ -185,7 +186,8 @@ def test_another_group_has_its_own_run_tags_and_category(tmp_path):
         )
     board = Board(tmp_path)
     seen = "Curvature as the optimizer sees it"
-    assert list(board.categories()) == [LOSS, seen]
+    parts = ("norm", "eigenvalues", "layers and cost")
+    assert list(board.categories()) == [f"{t}: {part}" for t in (LOSS, seen) for part in parts]
     for run, category in (("hessian", LOSS), ("preconditioned_hessian", seen)):
         assert_charts_have_their_data(board, [run], category)
         tags = board.descriptions(run)
@@ -198,7 +200,7 @@ def test_two_runs_side_by_side_share_the_charts(tmp_path):
     for name, method in (("a", Hutchinson(num_probes=3)), ("b", Deflated(max_matvecs=8))):
         fit(HessianNormCallback(data(), method, log_dir=tmp_path / name), epochs=2)
     board = Board(tmp_path)
-    assert set(board.categories()[LOSS]) == {
+    assert set(board.charts(LOSS)) == {
         *(NORM, TRACE, OVERHEAD, EIGENVALUES, SPECTRAL, STABLE, LAYERS)
     }
     assert_charts_have_their_data(board, ["a/hessian", "b/hessian"])
@@ -235,9 +237,8 @@ def test_the_names_of_all_groups_and_quantities_are_known():
     for name in ("stability_threshold", "overhead", "frobenius_norm/upper"):
         assert "preconditioned_hessian" not in description("hessian", name)
         assert description("preconditioned_hessian", name).count("Preconditioned") == 1
-    assert [c.title for c in layout("hessian", ["trace"], layers=False).category[0].chart] == [
-        TRACE
-    ]
+    (category,) = layout("hessian", ["trace"], layers=False).category
+    assert [chart.title for chart in category.chart] == [TRACE]
 
 
 def test_a_table_says_how_it_was_measured(tmp_path):
