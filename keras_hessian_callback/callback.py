@@ -1,18 +1,21 @@
 """The Keras callback: the life cycle of measurements during `model.fit`."""
 
-import math
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from keras_hessian_callback.about import (
+    about_optimizer,
+    about_report,
+    about_threshold,
+    about_versions,
+    table,
+)
 from keras_hessian_callback.budget import Budget
-from keras_hessian_callback.carried import CarriedState
-from keras_hessian_callback.errors import measuring_failed, not_finite, writing_failed
+from keras_hessian_callback.errors import measuring_failed
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import check_preconditioned, measure, resolve_method
 from keras_hessian_callback.objective import LossFn, check_backend
@@ -22,10 +25,10 @@ from keras_hessian_callback.operators.hessian import (
     check_training,
 )
 from keras_hessian_callback.pool import check_drawn, held_out
-from keras_hessian_callback.results import LAYER, CurvatureReport
+from keras_hessian_callback.record import Record
+from keras_hessian_callback.results import CurvatureReport
 from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
-from keras_hessian_callback.stability import check_has_preconditioner
-from keras_hessian_callback.summaries import SummaryWriter
+from keras_hessian_callback.stability import check_has_preconditioner, stability
 
 
 class HessianNormCallback(keras.callbacks.Callback):
@@ -40,9 +43,10 @@ class HessianNormCallback(keras.callbacks.Callback):
     The values go to
 
     * TensorBoard, in the run `<log_dir>/hessian`: `hessian/frobenius_norm` with
-      `.../lower` and `.../upper`, the same for `hessian/trace` and the others, and
-      `hessian_by_layer/frobenius_norm/<layer>`. The step is the epoch, or the optimizer's
-      `iterations` where the schedule counts steps;
+      `.../lower` and `.../upper`, the same for `hessian/trace` and the others,
+      `hessian_by_layer/frobenius_norm/<layer>`, the eigenvalues over time, and charts with
+      bands in the tab Custom Scalars. The step is the epoch, or the optimizer's `iterations`
+      where the schedule counts steps;
     * `logs["hessian_frobenius_norm"]` at the end of an epoch in which it was measured: for
       the progress bar, `History`, and callbacks listed after this one;
     * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
@@ -131,37 +135,41 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._budget = Budget(getattr(self._schedule, "overhead", None))
         self._data = held_out(data)
         check_drawn(self._data, training=training, loss_fn=loss_fn)
-        self._log_dir = log_dir
         self._batch_size = batch_size
         self._loss_fn = loss_fn
         self._training = training
         self._preconditioned = preconditioned
-        self._group = "preconditioned_hessian" if preconditioned else "hessian"
         self._seed = int(seed)
         self._on_error = on_error
         self._operator: HessianOperator | None = None
-        self._carried: CarriedState | None = None
-        self._state: Any = None
-        self._state_step = -1  # the last one whose probes shaped the state
-        self.report: CurvatureReport | None = None
+        self._record = Record(
+            log_dir,
+            group="preconditioned_hessian" if preconditioned else "hessian",
+            x_name="step" if self._schedule.counts_steps else "epoch",
+            on_error=on_error,
+        )
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What belongs to a model or a file stays behind; a copy makes its own.
-        left_behind = {"_operator": None, "_writer": None, "_model": None, "_state": None}
-        left_behind["_carried"] = None
-        return {**self.__dict__, **left_behind}
+        # What belongs to a model stays behind; a copy makes its own.
+        return {**self.__dict__, "_operator": None, "_model": None}
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """All values of the last `fit`."""
+        return self._record.history
+
+    @property
+    def report(self) -> CurvatureReport | None:
+        """Of the last measurement."""
+        return self._record.report
 
     def _start(self) -> None:
         """What a `fit` begins with."""
-        self.history: dict[str, list[Any]] = {"epoch": [], "step": []}
-        self._writer: SummaryWriter | None = None
+        self._record.begin()
         self._failed = False
-        self._warned_not_finite = False
-        self._warned_taken = False
         self._epoch = 0
         self._iterations: int | None = None  # when it was last looked at
-        self._latest: tuple[int, float] | None = None  # epoch and norm
         self._budget.begin()
         self.overhead = self.setup_seconds = 0.0
 
@@ -184,16 +192,15 @@ class HessianNormCallback(keras.callbacks.Callback):
                 training=self._training,
             )
             self._estimator.check(operator)
-            self._operator, self._state = operator, None
+            self._operator = operator
+            self._record.forget_state()
             self._budget.try_out(self._estimator, operator)
         if self._schedule.counts_steps and self.model.optimizer is None:
             raise ValueError(
                 f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
                 "has no optimizer. Use every(epochs=...)."
             )
-        if self._log_dir is not None:
-            self._writer = SummaryWriter(self._log_dir, self._group)
-            self._carried = CarriedState(self._log_dir, self._group)
+        self._record.open_files()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -221,25 +228,15 @@ class HessianNormCallback(keras.callbacks.Callback):
             step = self._optimizer_iterations() if self._schedule.counts_steps else epoch
             drawn = due or epoch == 0 or isinstance(self._schedule, Within)
             self._measure(step, drawn=drawn)
-        if logs is None or self._latest is None or self._latest[0] != epoch:
-            return
-        key = f"{self._group}_frobenius_norm"
-        if key in logs and not self._warned_taken:
-            self._warned_taken = True
-            warnings.warn(
-                f"logs[{key!r}] holds the value of another HessianNormCallback, which stays. "
-                "The values of this one are in its `history` and its event files.",
-                stacklevel=2,
-            )
-        logs.setdefault(key, self._latest[1])
+        if logs is not None:
+            self._record.add_to(logs, epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.overhead = self._budget.overhead
         self._budget.report_overrun()
         if isinstance(self._schedule, Within) and self.history["epoch"]:
-            step = self._optimizer_iterations()
-            self._with_writer(lambda writer: writer.write_overhead(self.overhead, step))
-        self._with_writer(SummaryWriter.close)
+            self._record.draw_overhead(self.overhead, self._optimizer_iterations())
+        self._record.close_files()
 
     def _optimizer_iterations(self) -> int:
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
@@ -252,9 +249,7 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
         try:
-            self._take_up_carried()
-            # Probes must not have shaped the state; another `fit` may count from 0 again.
-            state = self._state if step > self._state_step else None
+            state = self._record.state_before(step, self._estimator.restore)
             estimator = self._budget.affordable(self._estimator)
             report, state = measure(
                 operator,
@@ -269,52 +264,21 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._failed = True
             warnings.warn(measuring_failed(error, self._epoch, step), stacklevel=2)
             return
-        self._record(report, step)
-        if drawn:  # what is not is left out of the state too: an uninterrupted run has neither
-            self._state, self._state_step = state, step
-            self._with_writer(lambda writer: self._write(writer, report, step))
-
-    def _take_up_carried(self) -> None:
-        """Reads what an interrupted run left, before the first measurement of a `fit`."""
-        if self._state is None and self._carried is not None and not self.history["epoch"]:
-            found = self._carried.load(self._estimator.restore)
-            self._state, self._state_step = found or (None, -1)
-
-    def _write(self, writer: SummaryWriter, report: CurvatureReport, step: int) -> None:
-        writer.write(report, step)
-        if isinstance(self._schedule, Within):  # on others, a resumed run draws the same files
-            writer.write_overhead(self._budget.overhead, step)
-        if self._carried is not None:
-            self._carried.save(self._state, step)
-
-    def _with_writer(self, act: Callable[[SummaryWriter], None]) -> None:
-        """Does something to the event files, if there are any; that does not end the run."""
-        if self._writer is None:
-            return
-        try:
-            act(self._writer)
-        except (OSError, tf.errors.OpError) as error:
-            self._writer = None
-            if self._on_error == "raise":
-                raise
-            warnings.warn(writing_failed(error, self._epoch), stacklevel=2)
-
-    def _record(self, report: CurvatureReport, step: int) -> None:
-        self.report, threshold = report, report.stability_threshold
         self._budget.learn(report.seconds, report.num_matvecs)
-        row: dict[str, float] = {"epoch": self._epoch, "step": step}
-        row["overhead"] = self._budget.overhead
-        row["stability_threshold"] = math.nan if threshold is None else threshold
-        for name, estimate in report.items():
-            row[name] = estimate.value
-            row[f"{name}/lower"] = estimate.lower
-            row[f"{name}/upper"] = estimate.upper
-        row |= {f"{LAYER}{name}": estimate.value for name, estimate in report.layers.items()}
-        row |= {"num_matvecs": report.num_matvecs, "seconds": report.seconds}
-        for name, value in row.items():
-            self.history.setdefault(name, []).append(value)
-        norm = report["frobenius_norm"].value
-        self._latest = (self._epoch, norm)
-        if not math.isfinite(norm) and not self._warned_not_finite:
-            self._warned_not_finite = True
-            warnings.warn(not_finite(self._epoch, step), stacklevel=2)
+        self._record.add(report, epoch=self._epoch, step=step, overhead=self._budget.overhead)
+        if drawn:  # what is not is left out of the state too: an uninterrupted run has neither
+            about = "" if self._record.has_drawn else self._about(report, operator)
+            self._record.draw(report, state, step, overhead=self._budget.overhead, about=about)
+
+    def _about(self, report: CurvatureReport, operator: HessianOperator) -> str:
+        """What the measurements of this `fit` are made with, in Markdown."""
+        told = {
+            "Mode": "training" if self._training else "inference",
+            "Loss": "`loss_fn`" if self._loss_fn else "as compiled",
+            "Numbers": str(operator.dtype),
+            "Schedule": repr(self._schedule),
+            "Seed": str(self._seed),
+        }
+        optimizer = self.model.optimizer
+        told |= about_optimizer(optimizer) | about_threshold(report, stability(optimizer))
+        return table(about_report(report) | told | about_versions())

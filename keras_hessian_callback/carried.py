@@ -1,4 +1,4 @@
-"""The file that a run leaves its estimator's state in, for the run that resumes it."""
+"""The file that a run leaves for the run that resumes it."""
 
 import io
 import os
@@ -9,41 +9,46 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.spectra import Spectra
+
 _MAX_BYTES = 2**26  # of a state that is worth a file at every measurement
 
 Restore = Callable[[Mapping[str, np.ndarray]], Any]
 
 
 class CarriedState:
-    """State of an estimator beside the event files of its run.
+    """State of an estimator, and the spectra so far, beside the event files of their run.
 
     Args:
         log_dir: The directory that the event files are under.
-        group: Name of their run.
+        group: Name of the run.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], group: str = "hessian") -> None:
         self._path = os.path.join(os.fspath(log_dir), group, "carried.npz")
 
-    def save(self, state: Any, step: int) -> None:
-        """Writes the state after the measurement at `step`; a large one is left out."""
+    def save(self, state: Any, spectra: Spectra, step: int) -> None:
+        """Writes both after the measurement at `step`; a large state is left out."""
         arrays = {} if state is None else state.arrays()
-        if not arrays or sum(array.nbytes for array in arrays.values()) > _MAX_BYTES:
+        carries = 0 < sum(array.nbytes for array in arrays.values()) <= _MAX_BYTES
+        if not carries and not spectra.columns:
             return
+        arrays = (arrays if carries else {}) | spectra.arrays()
         buffer = io.BytesIO()
-        np.savez(buffer, step=np.int64(step), **arrays)
+        np.savez(buffer, step=np.int64(step), carries=np.bool_(carries), **arrays)
         with tf.io.gfile.GFile(f"{self._path}.part", "wb") as file:
             file.write(buffer.getvalue())
         tf.io.gfile.rename(f"{self._path}.part", self._path, overwrite=True)
 
-    def load(self, restore: Restore) -> tuple[Any, int] | None:
-        """The state and its step; None where there is none, or none that can be read."""
+    def load(self, restore: Restore) -> tuple[Any, Spectra, int] | None:
+        """State, spectra and their step; None where there is no file, or it cannot be read."""
         if not tf.io.gfile.exists(self._path):
             return None
         with tf.io.gfile.GFile(self._path, "rb") as file:
             content = file.read()
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return restore(arrays), int(arrays["step"])
+                state = restore(arrays) if arrays["carries"] else None
+                return state, Spectra.of_arrays(arrays), int(arrays["step"])
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None  # written by another version, or cut off: the run starts cold

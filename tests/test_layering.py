@@ -15,19 +15,20 @@ PACKAGE = "keras_hessian_callback"
 ESTIMATOR = {"estimators.estimator", "intervals", "linalg", "operators.linear_operator", "results"}
 ALLOWED = {
     "callback": {
+        "about",
         "budget",
-        "carried",
         "errors",
         "estimators.estimator",
         "measurement",
         "objective",
         "operators.hessian",
         "pool",
+        "record",
         "results",
         "schedule",
         "stability",
-        "summaries",
     },
+    "record": {"carried", "errors", "results", "spectra", "summaries"},
     "measurement": {
         "estimators.deflated",
         "estimators.estimator",
@@ -43,7 +44,11 @@ ALLOWED = {
     "stability": {"linalg", "update_rules"},
     "operators.preconditioned": {"operators.linear_operator"},
     "pool": {"data", "linalg"},
-    "summaries": {"results"},
+    "about": {"results", "stability"},
+    "summaries": {"charts", "pictures", "results", "spectra"},
+    "carried": {"spectra"},
+    "charts": {"spectra"},
+    "spectra": {"pictures", "results"},
     "budget": {"estimators.estimator", "operators.linear_operator"},
     "intervals": {"results", "spreads"},
     "masses": {"data"},
@@ -98,6 +103,7 @@ ALLOWED = {
     "operators.finite_difference": {"data", "linalg", "objective"},
 }
 KERAS_ROOMS = {
+    "about",
     "callback",
     "data",
     "masses",

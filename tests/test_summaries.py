@@ -17,12 +17,13 @@ def report(value: float) -> CurvatureReport:
 
 
 def events(directory) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard reads: steps and values by tag."""
+    """What TensorBoard reads: steps and values of scalars by tag."""
     accumulator = EventAccumulator(str(directory), size_guidance={"tensors": 0})
     accumulator.Reload()
     return {
         tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)]
         for tag in accumulator.Tags()["tensors"]
+        if tag in accumulator.PluginTagToContent("scalars")
     }
 
 
