@@ -24,13 +24,11 @@ COMPLAINTS = re.compile(
     r"The steps for value, lower, and upper tags do not match.*|Missing Tags"
     r"|This regular expresion is invalid.*|Data failed to load"
 )
-COMMAND = ("-m", "tensorboard.main")
-# The same without TensorFlow, whose import takes most of the start. TensorBoard itself looks for
-# this module to know that it is to do without.
-QUICK_COMMAND = (
-    "-c",
+# TensorBoard's own command, without TensorFlow, whose import takes most of the start: TensorBoard
+# looks for this module to know that it is to do without.
+COMMAND = (
     "import sys, types; sys.modules['tensorboard.compat.notf'] = types.ModuleType('notf'); "
-    "from tensorboard.main import run_main; run_main()",
+    "from tensorboard.main import run_main; run_main()"
 )
 PATIENCE = 45.0  # seconds for a tab to show what is waited for
 RELOAD = 15.0  # seconds after which the page is opened anew: data that came late stay out of it
@@ -137,13 +135,21 @@ class Browser:
 
 
 @contextmanager
-def tensorboard(
-    log_dir: Path, runs: Collection[str], command: Collection[str] = COMMAND
-) -> Iterator[str]:
+def tensorboard(log_dir: Path, runs: Collection[str]) -> Iterator[str]:
     """Address of a server of this Python that has read the runs; it ends with the block."""
     with (log_dir.parent / f"{log_dir.name}.tensorboard").open("w+") as output:
         server = subprocess.Popen(
-            [sys.executable, *command, "--logdir", log_dir, "--host", "127.0.0.1", "--port", "0"],
+            [
+                sys.executable,
+                "-c",
+                COMMAND,
+                "--logdir",
+                log_dir,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+            ],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
