@@ -248,7 +248,8 @@ def test_a_picture_shows_the_cards(quickstart, tab, tmp_path):
     def drawn(cards: list[Card]) -> bool:
         return all(t in titled(cards) and titled(cards)[t].drawn for t in titles)
 
-    browser.see(tab, drawn, tags=tags, size=(1400, 900))
+    cards = titled(browser.see(tab, drawn, tags=tags, size=(1400, 900)))
+    assert all(0 < cards[title].top < 700 for title in titles)  # in the window
     directory = Path(os.environ.get("KHC_SCREENSHOTS", tmp_path))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{tab}.png"

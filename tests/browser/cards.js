@@ -44,6 +44,7 @@ const card = (element) => {
   return {
     title: heading ? heading.getAttribute("title") || clean(heading.textContent) : "",
     text: clean(visibleText(element)),
+    top: element.getBoundingClientRect().top,
     series: texts(inside, ".match-list-entry").map((entry) => entry.replace(/^\W+/, "")),
     rows: find("tb-data-table-content-row").map((row) =>
       Object.fromEntries(texts(row, "tb-data-table-content-cell").map((cell, i) => [columns[i], cell]))),

@@ -51,6 +51,7 @@ class Card:
 
     title: str
     text: str
+    top: float
     series: list[str]
     rows: list[dict[str, str]]
     lines: list[int]
@@ -138,18 +139,10 @@ class Browser:
 def tensorboard(log_dir: Path, runs: Collection[str]) -> Iterator[str]:
     """Address of a server of this Python that has read the runs; it ends with the block."""
     with (log_dir.parent / f"{log_dir.name}.tensorboard").open("w+") as output:
+        options = ["--logdir", log_dir.name, "--host", "127.0.0.1", "--port", "0"]
         server = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                COMMAND,
-                "--logdir",
-                log_dir,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-            ],
+            [sys.executable, "-c", COMMAND, *options],
+            cwd=log_dir.parent,  # the pages show the directory as it is given
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
