@@ -67,6 +67,7 @@ _TITLES = {
     "hessian": "Curvature of the loss",
     "preconditioned_hessian": "Curvature as the optimizer sees it",
 }
+# In the order in which they are read.
 _NORMS = {
     "frobenius_norm": "Frobenius norm of the Hessian, with its 95 % band",
     "population_frobenius_norm": "Frobenius norm for a larger held-out set, with its 95 % band",
@@ -139,10 +140,10 @@ def layout(group: str, names: Iterable[str], *, layers: bool) -> layout_pb2.Layo
         layers: Whether there are norms of layers.
     """
     names = set(names)
-    norms = [_with_band(group, name, title) for name, title in _NORMS.items() if name in names]
-    spectrum = [
-        _with_band(group, name, title) for name, title in _SPECTRUM.items() if name in names
-    ]
+    norms, spectrum = (
+        [_with_band(group, name, title) for name, title in reversed(part.items()) if name in names]
+        for part in (_NORMS, _SPECTRUM)
+    )
     if "largest_ritz_value" in names:
         title = "Largest and smallest eigenvalue, and the step size's stability threshold"
         ends = "largest_ritz_value|smallest_ritz_value|stability_threshold"

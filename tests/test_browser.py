@@ -32,6 +32,19 @@ EPOCHS = 15
 NORM = "hessian/frobenius_norm"
 EXPECTED = {
     "timeseries": [NORM, f"{NORM}/lower", f"{NORM}/upper"],
+    "custom_scalars": [
+        "Frobenius norm of the Hessian, with its 95 % band",
+        "Largest and smallest eigenvalue, and the step size's stability threshold",
+        "Trace of the Hessian, with its 95 % band",
+        "Spectral norm (largest |eigenvalue|), with its bounds",
+        "Stable rank: directions that share the curvature, with its bounds",
+        "Frobenius norm by layer",
+        "Overhead: time of the measurements over the rest",
+    ],
+    "histograms": ["hessian/spectrum: sign(x) log10(1 + |x| / 0.001)"],
+    "distributions": ["hessian/spectrum: sign(x) log10(1 + |x| / 0.001)"],
+    "images": ["hessian/spectrum over time"],
+    "text": ["hessian/about"],
 }
 # Tags that a picture's tab is filtered by, and titles that it must show.
 LARGEST = "hessian/largest_ritz_value"
@@ -40,6 +53,7 @@ PICTURES = {
         f"^({NORM}|{LARGEST})",
         [f"{name}{end}" for name in (NORM, LARGEST) for end in ("", "/lower", "/upper")],
     ),
+    "custom_scalars": ("", EXPECTED["custom_scalars"][:3]),
 }
 
 # What the small run below must show: everything that TensorBoard draws differently.

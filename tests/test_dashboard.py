@@ -103,7 +103,7 @@ def assert_charts_have_their_data(board: Board, runs, category=LOSS) -> None:
         (
             Deflated(max_matvecs=10),
             5,
-            [NORM, POPULATION, TRACE, SPECTRAL, STABLE, EIGENVALUES, LAYERS, OVERHEAD],
+            [POPULATION, NORM, STABLE, SPECTRAL, TRACE, EIGENVALUES, LAYERS, OVERHEAD],
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_charts_are_those_that_a_method_has_values_for(method, batch_size, expec
     assert list(board.charts(LOSS)) == expected
     norm, *_ = board.categories().items()  # the one that is seen first
     assert norm[0] == f"{LOSS}: norm"
-    assert next(iter(norm[1])) == NORM
+    assert list(norm[1])[-1] == NORM  # of charts with bands the last is drawn first
     assert_charts_have_their_data(board, ["hessian", "train"])
     band = board.lines("hessian", ["^hessian/frobenius_norm/lower$"])
     assert band["hessian/frobenius_norm/lower"] == [
@@ -282,7 +282,7 @@ def test_optimizers_are_named_as_they_are():
     ("optimizer", "preconditioned", "name", "told"),
     [
         ("sgd", False, "Stability threshold", "200 at the first measurement"),
-        ("adam", True, "Stability threshold", "3.8e+04 at the first measurement"),
+        ("adam", True, "Stability threshold", "3.8e.04 at the first measurement"),
         ("adam", False, "No stability threshold", "preconditioned Hessian.*preconditioned=True"),
         ("lion", False, "No stability threshold", "the steps of Lion have the same length"),
     ],
