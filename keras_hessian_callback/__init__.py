@@ -10,6 +10,7 @@ from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.pool import importance
 from keras_hessian_callback.results import CurvatureReport, Estimate, Spectrum
 from keras_hessian_callback.schedule import every, within
+from keras_hessian_callback.summaries import SummaryWriter
 
 __all__ = [
     "CurvatureReport",
@@ -21,6 +22,7 @@ __all__ = [
     "Hutchinson",
     "Lanczos",
     "Spectrum",
+    "SummaryWriter",
     "every",
     "hessian_frobenius_norm",
     "importance",

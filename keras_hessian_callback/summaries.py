@@ -29,7 +29,8 @@ _WHOLE = 0.99  # of the eigenvalues: a spectrum that stands for so many is not a
 class SummaryWriter:
     """Event files of one run, in `<log_dir>/<group>`; none before the first measurement.
 
-    The directory is the callback's own: TensorBoard reads one writer per directory.
+    The directory is the writer's own: TensorBoard reads one writer per directory. The callback
+    has one; for reports of `measure_curvature`, such as of a run's checkpoints, make one.
 
     Args:
         log_dir: Directory that TensorBoard is started on; local or any that `tf.io.gfile` knows.
@@ -38,6 +39,20 @@ class SummaryWriter:
 
     Raises:
         ValueError: If nothing can be written there.
+
+    Example:
+
+        >>> import os, tempfile
+        >>> from keras_hessian_callback import CurvatureReport, Estimate, SummaryWriter
+        >>> norm = Estimate(2.0, standard_error=0.1, lower=1.8, upper=2.2, num_matvecs=32)
+        >>> report = CurvatureReport({"frobenius_norm": norm}, num_parameters=50,
+        ...     num_examples=8, num_matvecs=32, seconds=0.1, method="Hutchinson(num_probes=32)")
+        >>> with tempfile.TemporaryDirectory() as log_dir:
+        ...     writer = SummaryWriter(log_dir)
+        ...     writer.write(report, step=0)
+        ...     writer.close()
+        ...     os.listdir(log_dir)  # a run of TensorBoard
+        ['hessian']
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from keras_hessian_callback import (
     HessianOperator,
     Hutchinson,
     Lanczos,
+    SummaryWriter,
     hessian_frobenius_norm,
     importance,
     measure_curvature,
@@ -34,6 +35,7 @@ def test_public_names():
         "Hutchinson",
         "Lanczos",
         "Spectrum",
+        "SummaryWriter",
         "every",
         "hessian_frobenius_norm",
         "importance",
@@ -92,6 +94,7 @@ def test_public_names():
             },
             {},
         ),
+        (SummaryWriter, {"group": "hessian", "x_name": "epoch"}, {}),
         (importance, {"num_examples": 256}, {"floor": 0.1}),
         (Exact, {"products": "auto", "max_parameters": 20_000}, {}),
         (
