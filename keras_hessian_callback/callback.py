@@ -26,6 +26,7 @@ from keras_hessian_callback.operators.hessian import (
 )
 from keras_hessian_callback.pool import check_drawn, held_out
 from keras_hessian_callback.record import Record
+from keras_hessian_callback.replicas import workers_of
 from keras_hessian_callback.results import CurvatureReport
 from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
 from keras_hessian_callback.stability import check_has_preconditioner, stability
@@ -200,7 +201,9 @@ class HessianNormCallback(keras.callbacks.Callback):
                 f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
                 "has no optimizer. Use every(epochs=...)."
             )
-        self._record.open_files()
+        workers = workers_of(self.model)
+        if workers is None or workers.index == 0:
+            self._record.open_files(shared=workers is not None)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch

@@ -63,11 +63,16 @@ class Record:
         self._state_step = -1  # the last one whose probes shaped the state
         self._spectra = Spectra()
 
-    def open_files(self) -> None:
-        """Checks that event files can be written, where there is a directory for them."""
+    def open_files(self, *, shared: bool) -> None:
+        """Checks that event files can be written, where there is a directory for them.
+
+        Args:
+            shared: Whether other workers measure the same: all must carry the same state, so
+                none is taken from a file that some may not see.
+        """
         if self._log_dir is not None:
             self._writer = SummaryWriter(self._log_dir, self._group, self._x_name)
-            self._carried = CarriedState(self._log_dir, self._group)
+            self._carried = None if shared else CarriedState(self._log_dir, self._group)
 
     def state_before(self, step: int, restore: Restore) -> Any:
         """What the estimator carries to `step`; at first, from what an interrupted run left."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import keras
@@ -17,6 +18,46 @@ def devices_of(model: keras.Model) -> list[str]:
         return []
     devices = list(strategy.extended.worker_devices)
     return devices if len(devices) > 1 else []
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a `MultiWorkerMirroredStrategy`, which all do the same.
+
+    Attributes:
+        index: Which of them this one is; the first is the chief, which writes files.
+        count: How many there are.
+        strategy: Theirs.
+    """
+
+    index: int
+    count: int
+    strategy: tf.distribute.Strategy
+
+    def sum(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The sum over the workers, each of which must call this with its own part.
+
+        Raises:
+            tf.errors.OpError: If a worker is gone, within the time-out of the strategy's
+                `CommunicationOptions`.
+        """
+        parts = self.strategy.run(lambda: tf.identity(tensor))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+
+
+def workers_of(model: keras.Model) -> Workers | None:
+    """The workers that train the model together; None: this process alone."""
+    strategy = model.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None
+    resolver = strategy.cluster_resolver
+    tasks = resolver.cluster_spec().as_dict() if resolver else {}
+    chiefs = len(tasks.get("chief", ()))
+    count = chiefs + len(tasks.get("worker", ()))
+    if count < 2:
+        return None
+    index = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
+    return Workers(index, count, strategy)
 
 
 def check_strategy(model: keras.Model) -> None:

@@ -24,6 +24,7 @@ ALLOWED = {
         "operators.hessian",
         "pool",
         "record",
+        "replicas",
         "results",
         "schedule",
         "stability",
@@ -87,7 +88,7 @@ ALLOWED = {
     "operators.guard": {"data", "double_precision", "linalg", "operators.traced", "second_order"},
     "double_precision": {"execution"},
     "operators.shares": {"data", "operators.portions", "operators.traced"},
-    "operators.portions": {"data", "linalg"},
+    "operators.portions": {"data", "linalg", "replicas"},
     "operators.traced": {
         "data",
         "execution",

@@ -1,4 +1,4 @@
-"""Products on a batch in portions: on every replica's device, and as many as fit into memory."""
+"""Products on a batch in portions: on every replica, and as many as fit into memory."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, concatenate, spread_out
 from keras_hessian_callback.linalg import add_scaled, probes
+from keras_hessian_callback.replicas import Workers
 
 Weights = Sequence[tf.Tensor]
 Parts = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
@@ -31,14 +32,22 @@ class Portions:
         compute: Products on a batch in one piece.
         tolerance: Relative difference of two products that rounding explains.
         devices: Names of the devices that portions are spread over; none: where TensorFlow runs.
+        workers: The processes that portions are shared with, each of which asks for the same
+            products; None: this one alone.
         divisible: Whether `compute` takes batches of any size, and their examples one by one.
     """
 
     def __init__(
-        self, compute: Compute, *, tolerance: float, devices: Sequence[str], divisible: bool
+        self,
+        compute: Compute,
+        *,
+        tolerance: float,
+        devices: Sequence[str],
+        workers: Workers | None,
+        divisible: bool,
     ) -> None:
         self._compute, self._tolerance = compute, tolerance
-        self._devices = devices
+        self._devices, self._workers = devices, workers
         self._divisible: bool | None = None if divisible else False  # None: not yet looked at
         self.examples: int | None = None  # at a time, on a device; None: all
         self._vectors: int | None = None
@@ -69,16 +78,27 @@ class Portions:
     def _on_all_devices(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
         size = _num_examples(batch)
         count = -(-size // min(self.examples or size, size))
-        if self._devices:
-            count = max(count, min(size, len(self._devices)))
+        workers = self._workers.count if self._workers else 1
+        count = max(count, min(size, max(1, len(self._devices)) * workers))
+        if size < workers:
+            count = 1
         if count > 1 and not self._can_be_parted(weights, batch):
             count = 1
         if count == 1:
             return self._compute(weights, batch, vectors)
         bounds = np.linspace(0, size, count + 1).round().astype(int).tolist()
         portions = [_cut(batch, *ends) for ends in itertools.pairwise(bounds)]
+        if self._workers is None:
+            return _mean(self._spread_out(weights, portions, vectors))
+        mine = portions[self._workers.index :: self._workers.count]
+        return _mean(self._spread_out(weights, mine, vectors), self._workers)
+
+    def _spread_out(
+        self, weights: Weights, portions: Sequence[Batch], vectors: tf.Tensor
+    ) -> list[Parts]:
+        """The products with each portion, by all devices of this process."""
         if not self._devices:
-            return _mean([self._compute(weights, portion, vectors) for portion in portions])
+            return [self._compute(weights, portion, vectors) for portion in portions]
 
         def on_device(index: int) -> list[Parts]:
             with tf.device(self._devices[index]):
@@ -86,11 +106,16 @@ class Portions:
                 return [self._compute(weights, portion, vectors) for portion in mine]
 
         with ThreadPoolExecutor(len(self._devices)) as pool:
-            done = list(pool.map(on_device, range(min(count, len(self._devices)))))
-        return _mean([part for parts in done for part in parts])
+            done = list(pool.map(on_device, range(min(len(portions), len(self._devices)))))
+        return [part for parts in done for part in parts]
 
     def _halve(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> bool:
-        """Halves what is computed at a time; False: no less is possible."""
+        """Halves what is computed at a time; False: no less is possible.
+
+        Workers would have to agree on it: with them nothing is halved.
+        """
+        if self._workers is not None:
+            return False
         size, width = _num_examples(batch), vectors.shape[1]
         examples = min(self.examples or size, size)
         columns = max(1, min(self._vectors or width, width))
@@ -130,13 +155,19 @@ class Portions:
         return is_mean(self._compute, weights, pair, self._tolerance)
 
 
-def shares_of(parts: Sequence[Parts]) -> np.ndarray | None:
-    """The share of each of some batches in their mean, by their masses; None: outputs differ."""
+def shares_of(parts: Sequence[Parts], total: np.ndarray | None = None) -> np.ndarray | None:
+    """The share of each of some batches in a mean, by their masses; None: outputs differ.
+
+    Args:
+        parts: Of the batches.
+        total: Masses of all that the mean is over; None: these batches.
+    """
     masses = np.stack([part[1].numpy() for part in parts])
-    masses = masses[:, masses.sum(axis=0) > 0]  # Keras' loss is 0 where nothing is valid
-    if masses.shape[1] == 0:
+    total = masses.sum(axis=0) if total is None else total
+    valid = total > 0  # Keras' loss is 0 where nothing is valid
+    if not valid.any():
         return np.full(len(parts), 1.0 / len(parts))
-    shares = masses / masses.sum(axis=0)
+    shares = masses[:, valid] / total[valid]
     return shares[:, 0] if np.abs(shares - shares[:, :1]).max() <= 1e-9 else None
 
 
@@ -185,20 +216,34 @@ def check_vector(weights: Weights) -> tf.Tensor:
     return probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1]
 
 
-def _mean(parts: Sequence[Parts]) -> Parts:
-    """Of batches that may be averaged: loss, masses and products of all together."""
-    shares = shares_of(parts)
+def _mean(parts: Sequence[Parts], workers: Workers | None = None) -> Parts:
+    """Of batches that may be averaged: loss, masses and products of all together.
+
+    Args:
+        parts: Of the batches.
+        workers: Those that have the parts of other batches; None: these are all.
+    """
+    masses = tf.add_n([part[1] for part in parts])
+    if workers is not None:
+        masses = workers.sum(masses)
+    shares = shares_of(parts, masses.numpy())
     if shares is None:
         raise ValueError(
             "The outputs of the model are masked or weighted differently from portion to portion "
             "of the examples, so the loss is no mean over them. Use fewer examples."
         )
+    if workers is not None and not masses.numpy().any():
+        shares = shares / workers.count
     loss: Any = None
     products: Any = None
     for share, part in zip(shares.tolist(), parts, strict=True):
         loss = add_scaled(loss, share, part[0])
         products = add_scaled(products, share, part[2])
-    return loss, tf.add_n([part[1] for part in parts]), products
+    if workers is not None:  # at once: what crosses the network is n k numbers and one
+        packed = [tf.reshape(products, [-1]), tf.reshape(tf.cast(loss, products.dtype), [1])]
+        both = workers.sum(tf.concat(packed, axis=0))
+        products, loss = tf.reshape(both[:-1], products.shape), both[-1]
+    return loss, masses, products
 
 
 def _num_examples(batch: Batch) -> int:

@@ -14,7 +14,7 @@ from keras_hessian_callback.objective import Objective
 from keras_hessian_callback.operators.autodiff import autodiff_products
 from keras_hessian_callback.operators.finite_difference import finite_difference_products
 from keras_hessian_callback.operators.portions import Portions
-from keras_hessian_callback.replicas import devices_of
+from keras_hessian_callback.replicas import devices_of, workers_of
 from keras_hessian_callback.second_order import (
     SecondDerivativeError,
     check_first_derivatives,
@@ -83,6 +83,7 @@ class TracedProducts:
             self._in_one_piece,
             tolerance=self.tolerance,
             devices=devices_of(objective.model),
+            workers=workers_of(objective.model),
             divisible=self.any_size and not objective.training,
         )
         self._check_dependence()
