@@ -132,7 +132,7 @@ class Spectra:
         """
         spectra = [spectrum for _, spectrum in self.columns]
         axis = _Axis(np.concatenate([spectrum.nodes for spectrum in spectra]))
-        counts = axis.lines(spectra, size)
+        counts = np.maximum(axis.lines(spectra, size), 0.0)  # rounding leaves less
         most = max(10.0, float(counts.max()))
         with np.errstate(divide="ignore"):
             shares = np.log10(counts / _FAINTEST) / math.log10(most / _FAINTEST)
