@@ -1,14 +1,15 @@
 """What a run's curves were made with, as a table for TensorBoard's Text tab."""
 
+import math
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_hessian_callback.results import CurvatureReport
-from keras_hessian_callback.stability import Stability
+from keras_hessian_callback.stability import Stability, learning_rate
 
 _HYPERPARAMETERS = (
     "momentum",
@@ -59,10 +60,12 @@ def about_threshold(report: CurvatureReport, stable: Stability) -> dict[str, str
 
 def about_versions() -> dict[str, str]:
     """What ran."""
-    return {
-        "Versions": f"keras_hessian_callback {version('keras_hessian_callback')}, Keras "
-        f"{keras.__version__}, TensorFlow {tf.__version__}"
-    }
+    try:
+        own = version("keras_hessian_callback")
+    except PackageNotFoundError:  # not installed, but on the path
+        own = "of unknown version"
+    others = f"Keras {keras.__version__}, TensorFlow {tf.__version__}"
+    return {"Versions": f"keras_hessian_callback {own}, {others}"}
 
 
 def table(rows: Mapping[str, str]) -> str:
@@ -78,8 +81,8 @@ def _optimizer(optimizer: Any) -> str:
     if inner is not None:
         return f"{type(optimizer).__name__}({_optimizer(inner)})"
     settings = []
-    if hasattr(optimizer, "learning_rate"):
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    rate = learning_rate(optimizer)
+    if not math.isnan(rate):
         settings.append(f"learning_rate={rate:.4g} at the first measurement")
     for name in _HYPERPARAMETERS:
         value = getattr(optimizer, name, None)

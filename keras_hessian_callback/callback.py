@@ -29,7 +29,7 @@ from keras_hessian_callback.record import Record
 from keras_hessian_callback.replicas import workers_of
 from keras_hessian_callback.results import CurvatureReport
 from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
-from keras_hessian_callback.stability import check_has_preconditioner, stability
+from keras_hessian_callback.stability import check_has_preconditioner, has_made_a_step, stability
 
 
 class HessianNormCallback(keras.callbacks.Callback):
@@ -53,7 +53,8 @@ class HessianNormCallback(keras.callbacks.Callback):
     * `history`, lists of all values of the last `fit` with their `"epoch"` and `"step"`:
       `"frobenius_norm"`, `"frobenius_norm/lower"`, `"frobenius_norm/upper"`, the same for
       `"trace"` and the others, `"frobenius_norm/layer/<name>"`, `"num_matvecs"`, `"seconds"`,
-      `"overhead"` so far, and the optimizer's `"stability_threshold"`, NaN where it has none;
+      `"overhead"` so far, and the optimizer's `"stability_threshold"`, NaN where there is none for
+      the Hessian measured;
     * `report`, the last `CurvatureReport`;
     * `overhead`, the time that the measurements of the last `fit` took over the rest of its
       time, and apart from both, `setup_seconds`, what it took here before the first step.
@@ -245,7 +246,15 @@ class HessianNormCallback(keras.callbacks.Callback):
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _measure(self, step: int, *, drawn: bool = True) -> None:
-        if not self._failed and self._operator is not None:
+        if self._failed or self._operator is None:
+            return
+        if self._preconditioned and not has_made_a_step(self.model.optimizer):
+            warnings.warn(
+                f"The optimizer made no step up to epoch {self._epoch}, as it accumulates "
+                "gradients: what is measured through its preconditioner begins after its first.",
+                stacklevel=2,
+            )
+        else:
             with self._budget.measuring():
                 self._measure_now(self._operator, step, drawn)
             self.overhead = self._budget.overhead
@@ -270,7 +279,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._budget.learn(report.seconds, report.num_matvecs)
         self._record.add(report, epoch=self._epoch, step=step, overhead=self._budget.overhead)
         if drawn:  # what is not is left out of the state too: an uninterrupted run has neither
-            about = "" if self._record.has_drawn else self._about(report, operator)
+            about = None if self._record.has_drawn else lambda: self._about(report, operator)
             self._record.draw(report, state, step, overhead=self._budget.overhead, about=about)
 
     def _about(self, report: CurvatureReport, operator: HessianOperator) -> str:

@@ -42,13 +42,13 @@ class CarriedState:
 
     def load(self, restore: Restore) -> tuple[Any, Spectra, int] | None:
         """State, spectra and their step; None where there is no file, or it cannot be read."""
-        if not tf.io.gfile.exists(self._path):
-            return None
-        with tf.io.gfile.GFile(self._path, "rb") as file:
-            content = file.read()
         try:
+            if not tf.io.gfile.exists(self._path):
+                return None
+            with tf.io.gfile.GFile(self._path, "rb") as file:
+                content = file.read()
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 state = restore(arrays) if arrays["carries"] else None
                 return state, Spectra.of_arrays(arrays), int(arrays["step"])
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None  # written by another version, or cut off: the run starts cold
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, OSError, tf.errors.OpError):
+            return None  # by another version, cut off, or not to be read: the run starts cold

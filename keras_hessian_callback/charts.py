@@ -26,8 +26,8 @@ _ABOUT = {
         f"Near zero beside the norm: negative eigenvalues weigh up positive ones. {_BAND}"
     ),
     "spectral_norm": (
-        "Largest eigenvalue in absolute value, in units of loss per weight squared, as found along "
-        f"the carried directions: it is at least this. {_BOUNDS}"
+        "Largest eigenvalue in absolute value, in units of loss per weight squared, as far as the "
+        f"products resolve it: it is at least this. {_BOUNDS}"
     ),
     "stable_rank": (
         "||H||_F^2 / ||H||_2^2: about how many directions share the curvature; 1: one holds all of "

@@ -91,6 +91,7 @@ def measure_curvature(
         loss_fn=loss_fn,
         training=training,
     )
+    estimator.check(operator)
     report, _ = measure(operator, estimator, seed=seed, state=state, preconditioned=preconditioned)
     return report
 
@@ -103,6 +104,7 @@ def hessian_frobenius_norm(
     batch_size: int | None = None,
     loss_fn: LossFn | None = None,
     training: bool = False,
+    preconditioned: bool = False,
     seed: Seed = 0,
 ) -> Estimate:
     """The Frobenius norm of the Hessian of a model's training loss on held-out data.
@@ -114,6 +116,7 @@ def hessian_frobenius_norm(
         batch_size: Examples per micro-batch; None: all at once.
         loss_fn: Instead of the compiled loss.
         training: In training mode.
+        preconditioned: Of D^-1/2 H D^-1/2, the Hessian as the optimizer sees it.
         seed: Of the random probes.
 
     Returns:
@@ -142,6 +145,7 @@ def hessian_frobenius_norm(
         batch_size=batch_size,
         loss_fn=loss_fn,
         training=training,
+        preconditioned=preconditioned,
         seed=seed,
     )
     return report["frobenius_norm"]
@@ -163,7 +167,7 @@ def measure(
     optimizer = getattr(operator.model, "optimizer", None)
     seen: LinearOperator = operator
     if preconditioned:  # by the state that the optimizer has now
-        diagonal = preconditioner(optimizer, operator.variables)
+        diagonal = preconditioner(optimizer, operator.variables, operator.dtype)
         seen = PreconditionedOperator(operator, diagonal)
     found, state = estimator(seen, seed=seed, state=state)
     whole = {name: e for name, e in found.items() if not name.startswith(LAYER)}

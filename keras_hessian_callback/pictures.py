@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-WIDTH, HEIGHT = 532, 320
-TOP, BOTTOM, LEFT, RIGHT = 34, 278, 64, 440  # of the plot; ends are exclusive
-_BAR = (454, 468)  # columns of the colour bar
+WIDTH, HEIGHT = 548, 320
+TOP, BOTTOM, LEFT, RIGHT = 34, 278, 80, 456  # of the plot; ends are exclusive
+_BAR = (470, 484)  # columns of the colour bar
 _SCALE = 2  # pixels per dot of the font
 _ADVANCE, _CAPITAL = 6 * _SCALE, 7 * _SCALE  # from letter to letter; height of a digit
 _TICK = 4

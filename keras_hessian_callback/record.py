@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from keras_hessian_callback.carried import CarriedState, Restore
 from keras_hessian_callback.errors import not_finite, writing_failed
 from keras_hessian_callback.results import LAYER, CurvatureReport
@@ -116,7 +114,13 @@ class Record:
         logs.setdefault(self._key, self._latest[1])
 
     def draw(
-        self, report: CurvatureReport, state: Any, step: int, *, overhead: float, about: str = ""
+        self,
+        report: CurvatureReport,
+        state: Any,
+        step: int,
+        *,
+        overhead: float,
+        about: Callable[[], str] | None = None,
     ) -> None:
         """Writes a measurement to the files, and keeps the state for the next.
 
@@ -125,7 +129,7 @@ class Record:
             state: What the estimator carries to the next.
             step: Where it is drawn.
             overhead: The share of the time so far.
-            about: What the run is made with, in Markdown; empty: it is not written.
+            about: Gives what the run is made with, in Markdown; None: it is not written.
         """
         self._state, self._state_step = state, step
         self.has_drawn = True
@@ -139,7 +143,7 @@ class Record:
                 step,
                 others={"overhead": overhead},
                 spectra=self._spectra,
-                about=about or None,
+                about=about() if about else None,
             )
         )
         if self._carried is not None:
@@ -160,7 +164,7 @@ class Record:
             return
         try:
             act(self._writer)
-        except (OSError, tf.errors.OpError) as error:
+        except Exception as error:  # the run is not ours to end
             self._writer = None
             if self._on_error == "raise":
                 raise

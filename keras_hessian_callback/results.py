@@ -134,7 +134,7 @@ class CurvatureReport(Mapping[str, Estimate]):
         spectrum: The spectral density, or the part of it that the method resolved; None where it
             tells none.
         batch_size: Examples that products were computed on at a time: all, or `batch_size`, or
-            fewer where memory ran out.
+            fewer where memory ran out or several devices share them. None: not told.
         preconditioned: Whether it is the Hessian as the optimizer sees it, D^-1/2 H D^-1/2, that
             all of this speaks of.
         stability_threshold: The largest eigenvalue at which full-batch steps of the optimizer are

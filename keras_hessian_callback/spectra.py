@@ -63,7 +63,7 @@ def _below(edges: np.ndarray, places: np.ndarray, amounts: np.ndarray) -> np.nda
     many = amounts >= _MANY
     knots = np.stack([places - many * half[:-1], places + many * half[1:]], axis=1).ravel()
     reached = np.cumsum(amounts)
-    steps = np.stack([reached - amounts, reached], axis=1).ravel()
+    steps = np.stack([np.r_[0.0, reached[:-1]], reached], axis=1).ravel()
     return np.interp(edges, knots, steps)
 
 
@@ -132,7 +132,7 @@ class Spectra:
         """
         spectra = [spectrum for _, spectrum in self.columns]
         axis = _Axis(np.concatenate([spectrum.nodes for spectrum in spectra]))
-        counts = np.maximum(axis.lines(spectra, size), 0.0)  # rounding leaves less
+        counts = axis.lines(spectra, size)
         most = max(10.0, float(counts.max()))
         with np.errstate(divide="ignore"):
             shares = np.log10(counts / _FAINTEST) / math.log10(most / _FAINTEST)

@@ -1,5 +1,6 @@
 """Where an optimizer's steps turn unstable, and its preconditioner: read off the live optimizer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,13 +82,16 @@ def stability(optimizer: Any) -> Stability:
     reason = _what_is_in_the_way(optimizer)
     if rule is None or reason:
         return Stability(None, f"There is no threshold: {reason}.", preconditioned)
-    step, decay = _learning_rate(optimizer), optimizer.weight_decay or 0.0
+    step, decay = learning_rate(optimizer), optimizer.weight_decay or 0.0
     b, p, q = rule.recursion(optimizer)
     threshold = (1.0 + b) * (2.0 - step * decay) / (step * (p + q * (1.0 + b)))
+    if not threshold > 0.0:
+        reason = "weight decay alone overshoots at this step size"
+        return Stability(None, f"There is no threshold: {reason}.", preconditioned)
     return Stability(threshold, "", preconditioned)
 
 
-def preconditioner(optimizer: Any, variables: Sequence[Any]) -> tf.Tensor:
+def preconditioner(optimizer: Any, variables: Sequence[Any], dtype: np.dtype) -> tf.Tensor:
     """The diagonal D that an optimizer divides by, as of its last step.
 
         Adam, AdamW    (sqrt(v) + epsilon) (1 - b1^t) / sqrt(1 - b2^t), v the maximum by amsgrad
@@ -103,9 +107,10 @@ def preconditioner(optimizer: Any, variables: Sequence[Any]) -> tf.Tensor:
     Args:
         optimizer: A `keras.optimizers.Optimizer`. Not changed.
         variables: Trainable variables that it was built with, in the order of the result.
+        dtype: Of the result.
 
     Returns:
-        (n,) tensor, in float32 at least. Not finite where the optimizer's state is not.
+        (n,) tensor. Not finite where the optimizer's state is not.
 
     Raises:
         ValueError: If the optimizer has no such diagonal, or made no step yet: D is then 0, or
@@ -113,19 +118,25 @@ def preconditioner(optimizer: Any, variables: Sequence[Any]) -> tf.Tensor:
     """
     optimizer = unwrapped(optimizer)
     diagonal = _diagonal(optimizer)
-    if not optimizer.built or steps_of(optimizer) == 0:
+    if not has_made_a_step(optimizer):
         raise ValueError(
             f"preconditioned=True needs the state that {_name(optimizer)} has after a step, and "
             "it made none yet. Call `fit` before, or measure with preconditioned=False."
         )
-    dtype = tf.as_dtype(np.result_type("float32", *(_numpy_dtype(v) for v in variables)))
-    packed = pack([diagonal(optimizer, i, dtype) for i in _places(optimizer, variables)], dtype)
+    kind = tf.as_dtype(dtype)
+    packed = pack([diagonal(optimizer, i, kind) for i in _places(optimizer, variables)], kind)
     if bool(tf.reduce_any(packed <= 0.0)):  # NaN passes: it is to be seen
         raise ValueError(
             f"{_name(optimizer)} divides by 0: its epsilon is 0, and a weight has had no gradient "
             "yet. Use an epsilon above 0, or preconditioned=False."
         )
     return packed
+
+
+def has_made_a_step(optimizer: Any) -> bool:
+    """Whether the optimizer has a state; with accumulated gradients it may take some batches."""
+    optimizer = unwrapped(optimizer)
+    return bool(optimizer.built and steps_of(optimizer) > 0)
 
 
 def check_has_preconditioner(optimizer: Any) -> None:
@@ -168,10 +179,10 @@ def _what_is_in_the_way(optimizer: Any) -> str:
     partial = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
     if optimizer.weight_decay and any(getattr(optimizer, each, None) for each in partial):
         return "weight decay leaves out some of the weights"
-    schedule = keras.optimizers.schedules.LearningRateSchedule
-    if callable(optimizer._learning_rate) and not isinstance(optimizer._learning_rate, schedule):
-        return "the learning rate is a function that training may have called once only"
-    if not _learning_rate(optimizer) > 0.0:
+    step = learning_rate(optimizer)
+    if math.isnan(step):
+        return "the learning rate is a function, which only training may call, or no number"
+    if not step > 0.0:
         return "the learning rate is not above 0"
     if type(optimizer) is keras.optimizers.Nadam and steps_of(optimizer) == 0:
         return "Nadam made no step yet, which its momentum depends on"
@@ -180,14 +191,17 @@ def _what_is_in_the_way(optimizer: Any) -> str:
     return ""
 
 
-def _learning_rate(optimizer: Any) -> float:
-    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+def learning_rate(optimizer: Any) -> float:
+    """The step size at present; NaN where it is a function of the user's, or no single number.
 
-
-def _numpy_dtype(variable: Any) -> np.dtype:
-    """Of the numbers that the variable is computed with."""
-    lower = variable.dtype in ("float16", "bfloat16")
-    return np.dtype("float32" if lower else variable.dtype)
+    A function is not called: it may count its calls, which training is to make alone.
+    """
+    given = getattr(optimizer, "_learning_rate", math.nan)
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    if callable(given) and not isinstance(given, schedule | keras.Variable):
+        return math.nan
+    value = np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    return float(value) if value.ndim == 0 else math.nan
 
 
 def _places(optimizer: Any, variables: Sequence[Any]) -> list[int]:

@@ -63,6 +63,7 @@ class SummaryWriter:
         self._group = group
         self._x_name = x_name
         self._writer: tf.summary.SummaryWriter | None = None
+        self._spectra = Spectra()
         self._laid_out: set[str] = set()
         self._described: set[str] = set()  # TensorBoard reads what it is told first in a file
         probe = os.path.join(self._directory, f".writable-{uuid.uuid4().hex}")
@@ -98,9 +99,18 @@ class SummaryWriter:
             report: The measurement.
             step: Where it is drawn.
             others: Scalars without a band, by name.
-            spectra: The spectra so far, that of `report` as the newest; None: none is drawn.
+            spectra: The spectra so far, that of `report` as the newest; None: those that this
+                writer was given.
             about: What the run was made with, in Markdown; None: it is not written.
+
+        Raises:
+            ValueError: If the report is of a preconditioned Hessian and the group is "hessian".
         """
+        if report.preconditioned and self._group == "hessian":
+            raise ValueError(
+                "The report is of a preconditioned Hessian, and would be drawn as the Hessian "
+                "itself: SummaryWriter(log_dir, group='preconditioned_hessian')."
+            )
         summary = Summary()
         drawn = dict(others or {})
         if report.stability_threshold is not None:
@@ -115,8 +125,9 @@ class SummaryWriter:
         for layer, estimate in report.layers.items():
             tag = f"{self._group}_by_layer/frobenius_norm/{layer}"
             self._add_scalar(summary, tag, estimate.value, layer_description(self._group))
-        if spectra is not None and report.spectrum is not None:
-            self._add_spectrum(summary, report.spectrum, report.num_parameters, spectra)
+        if report.spectrum is not None:
+            self._spectra = spectra or self._spectra.after(step, report.spectrum)
+            self._add_spectrum(summary, report.spectrum, report.num_parameters, self._spectra)
         if about is not None:
             markdown = np.array(about.encode(), object)
             self._add(summary, f"{self._group}/about", texts, markdown, None, "How it is measured.")

@@ -357,6 +357,31 @@ def test_a_basis_of_the_preconditioned_hessian_is_carried_on_its_own(tmp_path):
     assert any(tag.startswith("preconditioned_hessian_by_layer/") for tag in tags)
 
 
+def test_what_is_carried_and_cannot_be_read_is_left(tmp_path):
+    (tmp_path / "hessian" / "carried.npz").mkdir(parents=True)
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), log_dir=tmp_path)
+    fit(callback, epochs=2)
+    assert callback.history["epoch"] == [0, 1]
+
+
+def test_a_text_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), log_dir=tmp_path)
+    callback._about = lambda *_: 1 / 0
+    with pytest.warns(UserWarning, match="could not be written at epoch 0.*ZeroDivisionError"):
+        fit(callback)
+    assert callback.history["epoch"] == [0, 1, 2]
+
+
+def test_accumulated_gradients_have_no_preconditioner_before_the_first_step():
+    problem, _ = tanh_classifier()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    problem.compile(keras.optimizers.Adam(gradient_accumulation_steps=6), loss)
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2), preconditioned=True)
+    with pytest.warns(UserWarning, match="The optimizer made no step up to epoch 0"):
+        fit(callback, model=problem)  # 5 batches an epoch
+    assert callback.history["epoch"] == [1, 2]
+
+
 def test_a_compiled_or_frozen_model_is_taken_up_anew():
     callback = HessianNormCallback(data(), "autodiff")
     model = fit(callback, epochs=1)

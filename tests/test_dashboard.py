@@ -275,6 +275,8 @@ def test_optimizers_are_named_as_they_are():
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
     assert about_optimizer(scaled)["Optimizer"].startswith("LossScaleOptimizer(Adam(learning_rate=")
     assert about_optimizer(None) == {"Optimizer": "none"}
+    by_function = about_optimizer(keras.optimizers.SGD(lambda: 1 / 0, momentum=0.5))
+    assert by_function["Optimizer"] == "SGD(momentum=0.5)"
     assert r"| a | x \| y |" in table({"a": "x | y"})
 
 
@@ -302,6 +304,19 @@ def test_the_threshold_or_why_there_is_none_is_told(
 
 
 # --- the spectrum --------------------------------------------------------------------------
+
+
+def test_a_report_made_without_the_callback_is_drawn_whole(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    for step in range(2):
+        writer.write(report(spectrum=part(1.0, 2.0 + step)), step)
+    board = Board(tmp_path)
+    assert len(board.histograms("hessian", "hessian/spectrum")) == 2
+    assert len(board.pictures("hessian", "hessian/spectrum_over_time")) == 2
+    other = dataclasses.replace(report(), preconditioned=True)
+    with pytest.raises(ValueError, match="group='preconditioned_hessian'"):
+        writer.write(other, 2)
+    SummaryWriter(tmp_path, "preconditioned_hessian").write(other, 2)
 
 
 def test_a_part_of_the_spectrum_is_a_histogram_and_a_picture(tmp_path):

@@ -13,6 +13,7 @@ from keras_hessian_callback import (
     hessian_frobenius_norm,
     measure_curvature,
 )
+from keras_hessian_callback.estimators import deflated
 from tests.oracles import dense_hessian, double_precision
 from tests.problems import PROBLEMS, attention, least_squares, masked_tokens, tanh_classifier
 
@@ -220,3 +221,10 @@ def test_a_batch_size_is_an_integer(batch_size):
 def test_large_models_refuse_the_exact_method():
     with pytest.raises(ValueError, match=r"51 products.*Exact\(max_parameters=51\)"):
         measure_curvature(*tanh_classifier(), Exact(max_parameters=50))
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+    model, data = tanh_classifier()
+    monkeypatch.setattr(deflated, "_BASIS_BYTES", 2 * 4 * model.count_params() * 3)
+    with pytest.warns(UserWarning, match="A basis of 6 vectors .* so 3 are kept"):
+        measure_curvature(model, data, Deflated(max_matvecs=10))

@@ -12,6 +12,7 @@ from keras_hessian_callback import (
     importance,
     measure_curvature,
 )
+from keras_hessian_callback.operators.portions import Portions
 from keras_hessian_callback.operators.traced import TracedProducts
 from tests.problems import (
     PROBLEMS,
@@ -54,7 +55,10 @@ def test_micro_batches_are_cut_too_and_stay_the_folds(memory):
     model, data = tanh_classifier()
     whole = measure_curvature(model, data, Deflated(max_matvecs=6), batch_size=5)
     memory |= {"examples": 3, "vectors": 1}
-    with pytest.warns(UserWarning, match="Memory ran out on 5 examples and 1 vectors"):
+    with pytest.warns(
+        UserWarning,
+        match="out on 5 examples and 1 vectors: .* with 3 examples at a",
+    ):
         cut = measure_curvature(model, data, Deflated(max_matvecs=6), batch_size=5)
     assert cut.num_folds == whole.num_folds == 2
     for name, estimate in whole.items():
@@ -80,7 +84,7 @@ def test_memory_that_runs_out_while_training_does_not_end_the_measurements(memor
             memory.update(examples=3, vectors=30)
 
     shrinking = keras.callbacks.LambdaCallback(on_epoch_begin=shrink)
-    with pytest.warns(UserWarning, match="at a time. Set batch_size=3"):
+    with pytest.warns(UserWarning, match="3 examples and 13 vectors at a time"):
         model.fit(*data, epochs=3, verbose=0, callbacks=[shrinking, callback])
     assert callback.history["epoch"] == [0, 1, 2]
     truth = measure_curvature(model, data, "autodiff", batch_size=3)
@@ -108,3 +112,56 @@ def test_what_never_fits_says_so(memory):
     memory["examples"] = 0
     with pytest.raises(ValueError, match="no memory left"):
         HessianOperator(model, data)
+
+
+def test_vectors_alone_are_halved_where_examples_may_not_be(memory):
+    model, data = least_squares()
+    model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
+    memory["vectors"] = 3
+    with pytest.warns(UserWarning, match="the products go on with 4 vectors at a time"):
+        report = measure_curvature(model, data, "autodiff")
+    assert report.batch_size == 10
+
+
+def test_a_single_vector_that_does_not_fit_tells_nothing_of_blocks(memory, monkeypatch):
+    """The check of two micro-batches together takes more examples than a block does."""
+    model, data = tanh_classifier()
+    memory["examples"] = 5
+    widths = []
+    limited = TracedProducts._in_one_piece
+
+    def watched(self, weights, batch, vectors):
+        widths.append(vectors.shape[1])
+        return limited(self, weights, batch, vectors)
+
+    monkeypatch.setattr(TracedProducts, "_in_one_piece", watched)
+    with pytest.warns(UserWarning, match="the products go on with 5 examples at a time"):
+        operator = HessianOperator(model, data, batch_size=5)
+    widths.clear()
+    operator.matmat(np.eye(operator.shape[0], 8))
+    assert set(widths) == {8}
+    assert operator.batch_size == 5
+
+
+def test_portions_are_counted_per_device():
+    portions = Portions(None, tolerance=1e-6, devices=["/CPU:0"] * 8, workers=None, divisible=True)
+    assert portions.at_a_time(64) == 8
+    portions.examples = 4
+    assert portions.at_a_time(64) == 4
+    whole = Portions(None, tolerance=1e-6, devices=["/CPU:0"] * 8, workers=None, divisible=False)
+    assert whole.at_a_time(64) == 64
+
+
+def test_what_is_not_finite_is_cut_and_looked_at_again(memory):
+    model, data = tanh_classifier()
+    summed = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    model.compile("sgd", summed)
+    operator = HessianOperator(model, data)
+    weights = model.get_weights()
+    model.set_weights([np.full_like(weight, np.nan) for weight in weights])
+    memory["examples"] = 6
+    with pytest.warns(UserWarning, match="Memory ran out"):
+        assert np.isnan(operator.matvec(np.ones(operator.shape[0]))).any()
+    model.set_weights(weights)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        operator.matvec(np.ones(operator.shape[0]))

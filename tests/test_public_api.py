@@ -77,7 +77,13 @@ def test_public_names():
         (
             hessian_frobenius_norm,
             {"method": "stochastic"},
-            {"batch_size": None, "loss_fn": None, "training": False, "seed": 0},
+            {
+                "batch_size": None,
+                "loss_fn": None,
+                "training": False,
+                "preconditioned": False,
+                "seed": 0,
+            },
         ),
         (
             HessianOperator,

@@ -127,6 +127,30 @@ def test_nothing_changes_where_the_optimizer_is_read(policy):
     assert measuring.history["stability_threshold"] == pytest.approx([3800.0] * 7, rel=1e-6)
 
 
+def test_a_learning_rate_that_counts_its_calls_is_called_by_training_alone(tmp_path):
+    def weights(callbacks):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        calls = []
+
+        def rate():
+            calls.append(None)
+            return 0.01 * len(calls)
+
+        model.compile(keras.optimizers.SGD(rate), "mse", run_eagerly=True)
+        x = np.random.default_rng(0).normal(size=(8, 6))
+        model.fit(x, x[:, :1], epochs=3, verbose=0, callbacks=callbacks)
+        return model.get_weights(), len(calls)
+
+    x = np.random.default_rng(1).normal(size=(4, 6))
+    measuring = HessianNormCallback((x, x[:, :1]), Hutchinson(2), log_dir=tmp_path)
+    (with_it, calls), (without, others) = weights([measuring]), weights([])
+    assert calls == others
+    for one, other in zip(with_it, without, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(measuring.history["trace"]) == 3
+
+
 def test_the_check_would_see_a_change():
     class Nudge(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -19,6 +19,7 @@ FROZEN = 1.0 - 2.0**-24  # a decay so slow that averages stay; Keras has some in
 LATE = 10**10  # steps after which bias corrections by FROZEN are over
 EPSILON = 1e-3
 DIAGONAL = np.linspace(0.2, 3.0, SIZE)
+F64 = np.dtype("float64")
 optimizers = keras.optimizers
 
 
@@ -84,7 +85,7 @@ def check_dynamics(make, *, preconditioned: bool) -> None:
         hessian = symmetric_matrix(largest * np.linspace(0.3, 1.0, SIZE))
         if preconditioned:
             hessian *= np.sqrt(np.outer(DIAGONAL, DIAGONAL))
-            assert preconditioner(optimizer, [weights]).numpy() == pytest.approx(DIAGONAL)
+            assert preconditioner(optimizer, [weights], F64).numpy() == pytest.approx(DIAGONAL)
         changed = growth(optimizer, weights, hessian)
         assert changed < 0.01 if factor < 1.0 else changed > 100.0
         assert stability(optimizer) == found  # nothing moved meanwhile
@@ -186,7 +187,7 @@ def step_matrix(make, curvature: float, step: int):
 def test_early_steps_have_the_threshold_of_their_bias_corrections(make, step):
     """A root of the step's own matrix passes -1 there, and nothing leaves the circle before."""
     _, optimizer, weights = step_matrix(make, 0.0, step)
-    scale = float(preconditioner(optimizer, [weights]).numpy()[0])
+    scale = float(preconditioner(optimizer, [weights], F64).numpy()[0])
     threshold = stability(optimizer).threshold
     radius = {}
     for factor in (0.5, 0.97, 1.0, 1.03):
@@ -221,10 +222,10 @@ def test_a_step_is_divided_by_the_preconditioner(make, moved_by):
         optimizer.apply([tf.constant(g) for g in gradients], weights)
         after = np.concatenate([w.numpy().ravel() for w in weights])
         moved = np.concatenate([np.ravel(m) for m in moved_by(optimizer, gradients)])
-        diagonal = preconditioner(optimizer, weights)
+        diagonal = preconditioner(optimizer, weights, F64)
         assert diagonal.dtype == tf.float64
         np.testing.assert_allclose((before - after) * diagonal, 0.1 * moved, rtol=1e-5)
-    backwards = preconditioner(optimizer, weights[::-1]).numpy()
+    backwards = preconditioner(optimizer, weights[::-1], F64).numpy()
     np.testing.assert_array_equal(backwards, np.roll(diagonal, 4))
 
 
@@ -300,6 +301,7 @@ def partly_decayed():
         (lambda: optimizers.SGD(0.0), "learning rate is not above 0"),
         (lambda: optimizers.Nadam(), "Nadam made no step yet"),
         (lambda: optimizers.SGD(momentum=1.0), "momentum is not below 1"),
+        (lambda: optimizers.SGD(1.0, weight_decay=3.0), "weight decay alone overshoots"),
     ],
 )
 def test_where_there_is_no_threshold_there_is_a_reason(make, reason):
@@ -342,7 +344,7 @@ def test_every_optimizer_of_keras_has_a_threshold_or_a_reason_of_its_own():
 )
 def test_where_there_is_no_preconditioner_the_error_says_what_to_do(make, message):
     with pytest.raises(ValueError, match=message):
-        preconditioner(make(), [variable(np.ones(2))])
+        preconditioner(make(), [variable(np.ones(2))], F64)
 
 
 def test_a_weight_without_gradients_is_divided_by_epsilon():
@@ -350,23 +352,23 @@ def test_a_weight_without_gradients_is_divided_by_epsilon():
     optimizer = optimizers.Adam(beta_1=0.5, beta_2=0.9, epsilon=1e-3)
     optimizer.apply([np.array([2.0, 0.0])], [weights])
     expected = 0.5 * np.array([2.0 + 1e-3 / math.sqrt(0.1), 1e-3 / math.sqrt(0.1)])
-    assert preconditioner(optimizer, [weights]).numpy() == pytest.approx(expected)
+    assert preconditioner(optimizer, [weights], F64).numpy() == pytest.approx(expected)
     optimizer.epsilon = 0.0
     with pytest.raises(ValueError, match="Adam divides by 0: its epsilon is 0"):
-        preconditioner(optimizer, [weights])
+        preconditioner(optimizer, [weights], F64)
 
 
 def test_a_state_that_is_not_finite_shows():
     weights = variable(np.ones(2))
     optimizer = optimizers.Adam()
     optimizer.apply([np.array([np.nan, 1.0])], [weights])
-    assert np.isnan(preconditioner(optimizer, [weights]).numpy()).tolist() == [True, False]
+    assert np.isnan(preconditioner(optimizer, [weights], F64).numpy()).tolist() == [True, False]
 
 
 def test_half_precision_is_read_in_single_precision():
     weights = keras.Variable(np.ones(2), dtype="bfloat16")
     optimizer = optimizers.Adam(beta_2=0.5)
     optimizer.apply([tf.constant([1.0, 2.0], "bfloat16")], [weights])
-    found = preconditioner(optimizer, [weights])
+    found = preconditioner(optimizer, [weights], np.dtype("float32"))
     assert found.dtype == tf.float32
     assert found.numpy() == pytest.approx([0.1, 0.2], rel=1e-2)

@@ -126,7 +126,7 @@ class HessianOperator:
     def batch_size(self) -> int:
         """Examples that are computed on at a time: fewer than asked for where memory ran out."""
         size = min(self._batch_size or self.num_examples, self.num_examples)
-        return min(size, self._traced.portions.examples or size)
+        return self._traced.portions.at_a_time(size)
 
     @property
     def pool_size(self) -> int | None:

@@ -78,9 +78,8 @@ class Portions:
     def _on_all_devices(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
         size = _num_examples(batch)
         count = -(-size // min(self.examples or size, size))
-        workers = self._workers.count if self._workers else 1
-        count = max(count, min(size, max(1, len(self._devices)) * workers))
-        if size < workers:
+        count = max(count, min(size, self._places))
+        if self._workers is not None and size < self._workers.count:
             count = 1
         if count > 1 and not self._can_be_parted(weights, batch):
             count = 1
@@ -109,6 +108,16 @@ class Portions:
             done = list(pool.map(on_device, range(min(len(portions), len(self._devices)))))
         return [part for parts in done for part in parts]
 
+    def at_a_time(self, size: int) -> int:
+        """How many of so many examples a device computes on at a time."""
+        places = 1 if self._divisible is False else self._places
+        return min(self.examples or size, -(-size // places))
+
+    @property
+    def _places(self) -> int:
+        """Devices of all workers."""
+        return max(1, len(self._devices)) * (self._workers.count if self._workers else 1)
+
     def _halve(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> bool:
         """Halves what is computed at a time; False: no less is possible.
 
@@ -117,36 +126,46 @@ class Portions:
         if self._workers is not None:
             return False
         size, width = _num_examples(batch), vectors.shape[1]
-        examples = min(self.examples or size, size)
-        columns = max(1, min(self._vectors or width, width))
-        if examples > 1 and not self._can_be_parted(weights, batch):
-            examples = 1
-        if examples == columns == 1:
-            return False
-        self.examples, self._vectors = -(-examples // 2), -(-columns // 2)
-        warnings.warn(
-            f"Memory ran out on {size} examples and {width} vectors: the products go on with "
-            f"{self.examples} and {self._vectors} at a time. Set batch_size={self.examples}, or "
-            "less, to begin with that.",
-            stacklevel=2,
-        )
-        return True
+        fewer = self.at_a_time(size) > 1 and self._can_be_parted(weights, batch)
+        columns = min(self._vectors or width, width)
+        goes_on = []
+        if fewer:
+            self.examples = -(-self.at_a_time(size) // 2)
+            goes_on.append(f"{self.examples} examples")
+        if columns > 1:  # of one vector nothing is learned about blocks
+            self._vectors = -(-columns // 2)
+            goes_on.append(f"{self._vectors} vectors")
+        if goes_on:
+            warnings.warn(
+                f"Memory ran out on {size} examples and {width} vectors: the products go on with "
+                f"{' and '.join(goes_on)} at a time. A smaller `batch_size` takes less from the "
+                "start.",
+                stacklevel=2,
+            )
+        return bool(goes_on)
 
     def _can_be_parted(self, weights: Weights, batch: Batch) -> bool:
         """Whether the Hessian of a batch is the mean of its portions', found on a few examples."""
-        if self._divisible is None:
-            count = min(_FEW, max(2, _num_examples(batch) // 2))
-            while True:
-                try:
-                    self._divisible = self._is_mean_of_two(weights, spread_out(batch, count))
-                    break
-                except (MemoryError, tf.errors.ResourceExhaustedError):
-                    if count <= 2:
-                        raise
-                    count //= 2
-        return self._divisible
+        if self._divisible is not None:
+            return self._divisible
+        count = min(_FEW, max(2, _num_examples(batch) // 2))
+        while True:
+            try:
+                found = self._is_mean_of_two(weights, spread_out(batch, count))
+                break
+            except (MemoryError, tf.errors.ResourceExhaustedError):
+                if count <= 2 or self._workers is not None:
+                    raise
+                count //= 2
+        if found is None:  # to be looked at again, when the loss is finite
+            return True
+        if self._workers is not None:  # by rounding they may have found different things
+            agreed = self._workers.sum(tf.constant(float(found)))
+            found = float(agreed) == self._workers.count
+        self._divisible = found
+        return found
 
-    def _is_mean_of_two(self, weights: Weights, batch: Batch) -> bool:
+    def _is_mean_of_two(self, weights: Weights, batch: Batch) -> bool | None:
         size = _num_examples(batch)
         if size < 2:
             return False
@@ -177,8 +196,10 @@ def is_mean(
     batches: Sequence[Batch],
     tolerance: float,
     parts: Sequence[Parts] | None = None,
-) -> bool:
+) -> bool | None:
     """Whether a product on each two neighbours together is the weighted mean of theirs.
+
+    None where they are not finite, which tells nothing.
 
     Args:
         compute: Products on a batch in one piece.
@@ -191,19 +212,23 @@ def is_mean(
     """
     column = check_vector(weights)
 
-    def holds(weights: Weights, parts: Sequence[Parts]) -> bool:
+    def holds(weights: Weights, parts: Sequence[Parts]) -> bool | None:
         for first in range(len(batches) - 1):
             one, other = pair = parts[first : first + 2]
             together = compute(weights, concatenate(*batches[first : first + 2]), column)[2]
             if shares_of(pair) is None:
                 return False
             scale = max(float(tf.norm(block)) for block in (together, one[2], other[2]))
-            if float(tf.norm(together - _mean(pair)[2])) > tolerance * scale:
+            difference = float(tf.norm(together - _mean(pair)[2]))
+            if not math.isfinite(difference):
+                return None
+            if difference > tolerance * scale:
                 return False
         return True
 
-    if holds(weights, parts or [compute(weights, batch, column) for batch in batches]):
-        return True
+    found = holds(weights, parts or [compute(weights, batch, column) for batch in batches])
+    if found is not False:
+        return found
     # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
     smaller = [0.3 * weight for weight in weights]
     return holds(smaller, [compute(smaller, batch, column) for batch in batches])
@@ -227,11 +252,9 @@ def _mean(parts: Sequence[Parts], workers: Workers | None = None) -> Parts:
     if workers is not None:
         masses = workers.sum(masses)
     shares = shares_of(parts, masses.numpy())
+    differ = shares is None
     if shares is None:
-        raise ValueError(
-            "The outputs of the model are masked or weighted differently from portion to portion "
-            "of the examples, so the loss is no mean over them. Use fewer examples."
-        )
+        shares = np.zeros(len(parts))
     if workers is not None and not masses.numpy().any():
         shares = shares / workers.count
     loss: Any = None
@@ -239,10 +262,16 @@ def _mean(parts: Sequence[Parts], workers: Workers | None = None) -> Parts:
     for share, part in zip(shares.tolist(), parts, strict=True):
         loss = add_scaled(loss, share, part[0])
         products = add_scaled(products, share, part[2])
-    if workers is not None:  # at once: what crosses the network is n k numbers and one
-        packed = [tf.reshape(products, [-1]), tf.reshape(tf.cast(loss, products.dtype), [1])]
-        both = workers.sum(tf.concat(packed, axis=0))
-        products, loss = tf.reshape(both[:-1], products.shape), both[-1]
+    if workers is not None:  # at once: what crosses the network is n k numbers and two
+        rest = tf.stack([tf.cast(loss, products.dtype), tf.cast(differ, products.dtype)])
+        summed = workers.sum(tf.concat([tf.reshape(products, [-1]), rest], axis=0))
+        products, loss = tf.reshape(summed[:-2], products.shape), summed[-2]
+        differ = bool(summed[-1] > 0)  # of one of them: all are to hear of it
+    if differ:
+        raise ValueError(
+            "The outputs of the model are masked or weighted differently from portion to portion "
+            "of the examples, so the loss is no mean over them. Use fewer examples."
+        )
     return loss, masses, products
 
 
