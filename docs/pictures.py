@@ -20,7 +20,7 @@ LAYERS = "Frobenius norm by layer"
 PICTURES = {
     "edge_of_stability": ("custom_scalars", [EIGENVALUES], (1400, 1400)),
     "spectrum": ("images", ["hessian/spectrum over time"], (1100, 620)),
-    "transformer": ("custom_scalars", [LAYERS], (1400, 1250)),
+    "transformer": ("custom_scalars", [LAYERS], (1400, 1560)),
     "early_warning": ("custom_scalars", [NORM], (1100, 900)),
     "offline": ("custom_scalars", [NORM], (1100, 900)),
 }
