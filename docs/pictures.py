@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 from tests.browser.set_up import find_or_install  # noqa: E402
 from tests.browser.tabs import Browser, Card, chromium, tensorboard  # noqa: E402
 
-EIGENVALUES = "Largest and smallest eigenvalue, and the step size's stability threshold"
+EIGENVALUES = "Largest and smallest eigenvalue found, and the step size's stability threshold"
 NORM = "Frobenius norm of the Hessian, with its 95 % band"
 LAYERS = "Frobenius norm by layer"
 # The tab, titles of cards that must be drawn, and the size of the window.

@@ -39,9 +39,10 @@ _ABOUT = {
         "upper."
     ),
     "smallest_ritz_value": (
-        "Smallest eigenvalue that the products resolve, in units of loss per weight squared. "
-        "Negative: there is a direction in which the loss bends down. An eigenvalue lies between "
-        "lower and upper."
+        "Smallest curvature among the directions that the products resolve, in units of loss per "
+        "weight squared: the smallest eigenvalue of all is at most this, and may be well below "
+        "where the method looks for large ones, as the default does; Lanczos resolves both ends. "
+        "Negative: there is a direction in which the loss bends down."
     ),
     "stability_threshold": (
         "Largest eigenvalue at which the optimizer's step size is still stable on a quadratic "
@@ -145,7 +146,7 @@ def layout(group: str, names: Iterable[str], *, layers: bool) -> layout_pb2.Layo
         for part in (_NORMS, _SPECTRUM)
     )
     if "largest_ritz_value" in names:
-        title = "Largest and smallest eigenvalue, and the step size's stability threshold"
+        title = "Largest and smallest eigenvalue found, and the step size's stability threshold"
         ends = "largest_ritz_value|smallest_ritz_value|stability_threshold"
         spectrum.append(_lines(f"{re.escape(group)}/({ends})", title))
     others = []

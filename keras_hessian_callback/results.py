@@ -169,7 +169,17 @@ class CurvatureReport(Mapping[str, Estimate]):
     stability_threshold: float | None = None
 
     def __getitem__(self, name: str) -> Estimate:
-        return self.estimates[name]
+        try:
+            return self.estimates[name]
+        except KeyError:
+            raise KeyError(f"{name!r}; the report has {', '.join(self.estimates)}") from None
+
+    def __str__(self) -> str:
+        rows = [
+            f"{name}: {estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
+            for name, estimate in self.estimates.items()
+        ]
+        return "\n".join([f"{self.method}, {self.num_matvecs} products", *rows])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.estimates)

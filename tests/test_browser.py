@@ -34,7 +34,7 @@ EXPECTED = {
     "timeseries": [NORM, f"{NORM}/lower", f"{NORM}/upper"],
     "custom_scalars": [
         "Frobenius norm of the Hessian, with its 95 % band",
-        "Largest and smallest eigenvalue, and the step size's stability threshold",
+        "Largest and smallest eigenvalue found, and the step size's stability threshold",
         "Trace of the Hessian, with its 95 % band",
         "Spectral norm (largest |eigenvalue|), with its bounds",
         "Stable rank: directions that share the curvature, with its bounds",

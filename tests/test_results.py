@@ -32,6 +32,12 @@ def test_report_is_a_mapping_of_its_estimates():
         REPORT["no such thing"]
 
 
+def test_report_is_short_in_print_and_names_what_it_has():
+    assert str(REPORT) == "Hutchinson(num_probes=32), 32 products\nfrobenius_norm: 2 [1.8, inf]"
+    with pytest.raises(KeyError, match="'norm'; the report has frobenius_norm"):
+        REPORT["norm"]
+
+
 @pytest.mark.parametrize("record", [NORM, REPORT])
 def test_records_are_frozen(record):
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -158,9 +158,12 @@ class HessianOperator:
         """The layer of each trainable variable, by its path, and its entries in a vector."""
         ends = np.cumsum([math.prod(v.shape) for v in self._objective.variables]).tolist()
         starts = [0, *ends[:-1]]
+        # A Sequential model's variables bear its name, unless it was loaded from a file.
+        own = f"{self._objective.model.name}/"
+        paths = [variable.path.removeprefix(own) for variable in self._objective.variables]
         return tuple(
-            (variable.path.rpartition("/")[0] or variable.path, slice(start, end))
-            for variable, start, end in zip(self._objective.variables, starts, ends, strict=True)
+            (path.rpartition("/")[0] or path, slice(start, end))
+            for path, start, end in zip(paths, starts, ends, strict=True)
         )
 
     def is_current(self, model: Model) -> bool:
