@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.operators.linear_operator import LinearOperator
+
 
 @dataclass(frozen=True, eq=False)
 class Basis:
@@ -20,6 +22,11 @@ class Basis:
     vectors: tf.Tensor
     variances: np.ndarray
     square: float
+
+    def fits(self, operator: LinearOperator) -> bool:
+        """Whether it can be the basis of another measurement of this operator."""
+        same_size = self.vectors.shape[0] == operator.shape[0]
+        return same_size and self.vectors.dtype == tf.as_dtype(operator.dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it as arrays, for a file."""

@@ -88,9 +88,10 @@ class Budget:
         """Takes note that a step is over; `params` has the number of epochs, and may of steps."""
         self._steps += 1
         self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
-        if params.get("epochs") and params.get("steps"):
+        epochs = (params.get("epochs") or 0) - self._first_epoch
+        if epochs > 0 and params.get("steps"):
             part = epoch - self._first_epoch + (batch + 1) / params["steps"]
-            part /= params["epochs"] - self._first_epoch
+            part /= epochs
             self._reached = [*self._reached[:1], (part, self._rest)]
 
     def affordable(self, estimator: Estimator) -> Estimator:
@@ -147,5 +148,7 @@ class Budget:
             return None
         # From the first step's end on: that step traced.
         (part, rest), (part_now, rest_now) = self._reached
+        if not part_now > part:  # a loop of one's own that counts otherwise
+            return None
         whole = rest + (rest_now - rest) * (1.0 - part) / (part_now - part)
         return self._share * whole / _FEWEST_MEASUREMENTS

@@ -1,5 +1,6 @@
 """The Keras callback: the life cycle of measurements during `model.fit`."""
 
+import copy
 import os
 import warnings
 from typing import Any
@@ -154,7 +155,8 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a model stays behind; a copy makes its own.
-        return {**self.__dict__, "_operator": None, "_model": None}
+        own = {"_record": copy.copy(self._record), "_budget": copy.copy(self._budget)}
+        return {**self.__dict__, **own, "_operator": None, "_model": None}
 
     @property
     def history(self) -> dict[str, list[Any]]:
@@ -169,7 +171,7 @@ class HessianNormCallback(keras.callbacks.Callback):
     def _start(self) -> None:
         """What a `fit` begins with."""
         self._record.begin()
-        self._failed = False
+        self._failed = self._warned_no_step = False
         self._epoch = 0
         self._iterations: int | None = None  # when it was last looked at
         self._budget.begin()
@@ -183,7 +185,7 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _prepare(self) -> None:
         if self._preconditioned:
-            check_has_preconditioner(self.model.optimizer)
+            check_has_preconditioner(self._optimizer, self.model.trainable_variables)
         if self._operator is None or not self._operator.is_current(self.model):
             operator = HessianOperator(
                 self.model,
@@ -197,7 +199,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._operator = operator
             self._record.forget_state()
             self._budget.try_out(self._estimator, operator)
-        if self._schedule.counts_steps and self.model.optimizer is None:
+        if self._schedule.counts_steps and self._optimizer is None:
             raise ValueError(
                 f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
                 "has no optimizer. Use every(epochs=...)."
@@ -216,7 +218,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         if not self._schedule.counts_steps:
             return
         if isinstance(self._schedule, Within):
-            self._budget.reach(self._epoch, batch, self.params)
+            self._budget.reach(self._epoch, batch, self.params or {})
             if self._budget.allows_another:
                 # Asking for the iterations waits for the step: that is the training's time.
                 self._measure(self._optimizer_iterations())
@@ -242,18 +244,25 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._record.draw_overhead(self.overhead, self._optimizer_iterations())
         self._record.close_files()
 
+    @property
+    def _optimizer(self) -> Any:
+        return getattr(self.model, "optimizer", None)  # never compiled: it has none
+
     def _optimizer_iterations(self) -> int:
-        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        return int(keras.ops.convert_to_numpy(self._optimizer.iterations))
 
     def _measure(self, step: int, *, drawn: bool = True) -> None:
         if self._failed or self._operator is None:
             return
-        if self._preconditioned and not has_made_a_step(self.model.optimizer):
-            warnings.warn(
-                f"The optimizer made no step up to epoch {self._epoch}, as it accumulates "
-                "gradients: what is measured through its preconditioner begins after its first.",
-                stacklevel=2,
-            )
+        if self._preconditioned and not has_made_a_step(self._optimizer):
+            self._record.add_nothing(self._epoch)
+            if not self._warned_no_step:
+                self._warned_no_step = True
+                warnings.warn(
+                    f"The optimizer made no step up to epoch {self._epoch}: what is measured "
+                    "through its preconditioner begins after its first.",
+                    stacklevel=2,
+                )
         else:
             with self._budget.measuring():
                 self._measure_now(self._operator, step, drawn)
@@ -261,7 +270,13 @@ class HessianNormCallback(keras.callbacks.Callback):
 
     def _measure_now(self, operator: HessianOperator, step: int, drawn: bool) -> None:
         try:
-            state = self._record.state_before(step, self._estimator.restore)
+            if not operator.is_current(self.model):
+                raise ValueError(
+                    "The model was compiled or frozen anew during this fit, so what was traced is "
+                    "of another loss. Measure it in a fit of its own."
+                )
+            matrix = f"{operator.shape[0]} {operator.dtype}"
+            state = self._record.state_before(step, self._estimator.restore, matrix=matrix)
             estimator = self._budget.affordable(self._estimator)
             report, state = measure(
                 operator,
@@ -291,6 +306,7 @@ class HessianNormCallback(keras.callbacks.Callback):
             "Schedule": repr(self._schedule),
             "Seed": str(self._seed),
         }
-        optimizer = self.model.optimizer
-        told |= about_optimizer(optimizer) | about_threshold(report, stability(optimizer))
+        optimizer = self._optimizer
+        stable = stability(optimizer, operator.variables)
+        told |= about_optimizer(optimizer) | about_threshold(report, stable)
         return table(about_report(report) | told | about_versions())

@@ -25,29 +25,40 @@ class CarriedState:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], group: str = "hessian") -> None:
-        self._path = os.path.join(os.fspath(log_dir), group, "carried.npz")
+        directory = os.path.join(os.fspath(log_dir), group)
+        directory = directory if "://" in directory else os.path.abspath(directory)
+        self._path = os.path.join(directory, "carried.npz")
 
-    def save(self, state: Any, spectra: Spectra, step: int) -> None:
-        """Writes both after the measurement at `step`; a large state is left out."""
+    def save(self, state: Any, spectra: Spectra, step: int, *, matrix: str) -> None:
+        """Writes both after the measurement at `step`; a large state is left out.
+
+        Args:
+            state: Of the estimator.
+            spectra: So far.
+            step: Of the measurement.
+            matrix: What kind of matrix they are of: its size and dtype.
+        """
         arrays = {} if state is None else state.arrays()
         carries = 0 < sum(array.nbytes for array in arrays.values()) <= _MAX_BYTES
         if not carries and not spectra.columns:
             return
         arrays = (arrays if carries else {}) | spectra.arrays()
         buffer = io.BytesIO()
-        np.savez(buffer, step=np.int64(step), carries=np.bool_(carries), **arrays)
+        np.savez(buffer, matrix=matrix, step=np.int64(step), carries=np.bool_(carries), **arrays)
         with tf.io.gfile.GFile(f"{self._path}.part", "wb") as file:
             file.write(buffer.getvalue())
         tf.io.gfile.rename(f"{self._path}.part", self._path, overwrite=True)
 
-    def load(self, restore: Restore) -> tuple[Any, Spectra, int] | None:
-        """State, spectra and their step; None where there is no file, or it cannot be read."""
+    def load(self, restore: Restore, *, matrix: str) -> tuple[Any, Spectra, int] | None:
+        """State, spectra and their step; None where there is no file of the same kind."""
         try:
             if not tf.io.gfile.exists(self._path):
                 return None
             with tf.io.gfile.GFile(self._path, "rb") as file:
                 content = file.read()
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                if str(arrays["matrix"]) != matrix:
+                    return None
                 state = restore(arrays) if arrays["carries"] else None
                 return state, Spectra.of_arrays(arrays), int(arrays["step"])
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, OSError, tf.errors.OpError):

@@ -82,7 +82,8 @@ def measure_curvature(
     estimator = resolve_method(method)
     check_preconditioned(preconditioned)
     if preconditioned:
-        check_has_preconditioner(getattr(model, "optimizer", None))
+        optimizer = getattr(model, "optimizer", None)
+        check_has_preconditioner(optimizer, getattr(model, "trainable_variables", ()))
     operator = HessianOperator(
         model,
         data,
@@ -171,7 +172,7 @@ def measure(
         seen = PreconditionedOperator(operator, diagonal)
     found, state = estimator(seen, seed=seed, state=state)
     whole = {name: e for name, e in found.items() if not name.startswith(LAYER)}
-    stable = stability(optimizer)
+    stable = stability(optimizer, operator.variables)
     report = CurvatureReport(
         estimates=whole,
         num_parameters=operator.shape[0],

@@ -193,6 +193,7 @@ def _x_axis(canvas: np.ndarray, ticks: Mapping[str, float]) -> None:
 
 
 def _write(canvas: np.ndarray, text: str, left: int, top: int) -> None:
+    left = max(left, 0)
     for place, letter in enumerate(text):
         dots = _GLYPHS[letter]
         start = left + place * _ADVANCE

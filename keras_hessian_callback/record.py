@@ -58,6 +58,7 @@ class Record:
     def forget_state(self) -> None:
         """Gives up what is of another model."""
         self._state: Any = None
+        self._matrix = ""
         self._state_step = -1  # the last one whose probes shaped the state
         self._spectra = Spectra()
 
@@ -72,10 +73,17 @@ class Record:
             self._writer = SummaryWriter(self._log_dir, self._group, self._x_name)
             self._carried = None if shared else CarriedState(self._log_dir, self._group)
 
-    def state_before(self, step: int, restore: Restore) -> Any:
-        """What the estimator carries to `step`; at first, from what an interrupted run left."""
+    def state_before(self, step: int, restore: Restore, *, matrix: str) -> Any:
+        """What the estimator carries to `step`; at first, from what an interrupted run left.
+
+        Args:
+            step: Of the measurement to come.
+            restore: Of the estimator.
+            matrix: Size and dtype of what is measured: what was left must be of the same.
+        """
+        self._matrix = matrix
         if self._state is None and self._carried is not None and not self.history["epoch"]:
-            found = self._carried.load(restore)
+            found = self._carried.load(restore, matrix=matrix)
             self._state, self._spectra, self._state_step = found or (None, Spectra(), -1)
         # Probes must not have shaped the state; another `fit` may count from 0 again.
         return self._state if step > self._state_step else None
@@ -99,6 +107,10 @@ class Record:
         if not math.isfinite(norm) and not self._warned_not_finite:
             self._warned_not_finite = True
             warnings.warn(not_finite(epoch, step), stacklevel=2)
+
+    def add_nothing(self, epoch: int) -> None:
+        """Takes note that nothing could be measured in an epoch: NaN, for the logs alone."""
+        self._latest = (epoch, math.nan)
 
     def add_to(self, logs: dict[str, Any], epoch: int) -> None:
         """Adds the norm to the logs of an epoch in which it was measured."""
@@ -148,7 +160,9 @@ class Record:
         )
         if self._carried is not None:
             carried = self._carried
-            self._with_writer(lambda _: carried.save(state, self._spectra, step))
+            self._with_writer(
+                lambda _: carried.save(state, self._spectra, step, matrix=self._matrix)
+            )
 
     def draw_overhead(self, share: float, step: int) -> None:
         """Writes the share of the time at the end."""

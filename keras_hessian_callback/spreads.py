@@ -50,7 +50,8 @@ def quadratic_spread(
     whole = 2.0 * float(np.sum(products**2)) / (m * (m - 1.0))
     triples = m * (m - 1.0) * max(m - 2.0, 1.0)
     third = 8.0 * float(np.sum(products @ products * products)) / triples
-    skew = min(2.0, (max(third, 0.0) / whole**1.5) ** 2 / 4.0) if whole > 0.0 else 0.0
+    scale = whole**1.5  # 0 too where numbers are so small that it underflows
+    skew = min(2.0, (max(third, 0.0) / scale) ** 2 / 4.0) if scale > 0.0 else 0.0
     of_samples = float(np.var(samples / unit, ddof=1))
     of_pairs = 0.0 if diagonal is None else whole - diagonal / unit**2
     guess = max(of_samples, of_pairs)

@@ -41,7 +41,7 @@ class Stability:
     preconditioned: bool
 
 
-def stability(optimizer: Any) -> Stability:
+def stability(optimizer: Any, variables: Sequence[Any] = ()) -> Stability:
     """The threshold of an optimizer in its present state.
 
     With the step eta (schedules at their present value):
@@ -58,6 +58,7 @@ def stability(optimizer: Any) -> Stability:
 
     Args:
         optimizer: A `keras.optimizers.Optimizer`, or None. Not changed.
+        variables: That it trains; none: those that it was built with, if it was.
 
     Returns:
         The threshold; where there is none or it is not known, the reason.
@@ -79,7 +80,7 @@ def stability(optimizer: Any) -> Stability:
     optimizer = unwrapped(optimizer)
     rule = RULES.get(type(optimizer))
     preconditioned = rule is not None and rule.diagonal is not None
-    reason = _what_is_in_the_way(optimizer)
+    reason = _what_is_in_the_way(optimizer, variables)
     if rule is None or reason:
         return Stability(None, f"There is no threshold: {reason}.", preconditioned)
     step, decay = learning_rate(optimizer), optimizer.weight_decay or 0.0
@@ -139,9 +140,27 @@ def has_made_a_step(optimizer: Any) -> bool:
     return bool(optimizer.built and steps_of(optimizer) > 0)
 
 
-def check_has_preconditioner(optimizer: Any) -> None:
-    """Raises ValueError unless the optimizer has a diagonal preconditioner."""
-    _diagonal(unwrapped(optimizer))
+def check_has_preconditioner(optimizer: Any, variables: Sequence[Any]) -> None:
+    """Raises ValueError unless the optimizer has a diagonal preconditioner of these variables."""
+    optimizer = unwrapped(optimizer)
+    _diagonal(optimizer)
+    if _in_half_precision(variables):
+        raise ValueError(
+            f"preconditioned=True needs weights in float32 or float64: {_name(optimizer)} rounds "
+            "its bias corrections where they are in half precision. A policy such as mixed_float16 "
+            "keeps weights in float32."
+        )
+    if getattr(optimizer, "beta_2", 0.0) >= 1.0:
+        raise ValueError(
+            f"preconditioned=True needs beta_2 below 1; {_name(optimizer)} has "
+            f"beta_2={optimizer.beta_2}, with which no squares are averaged."
+        )
+    if optimizer.built:
+        _places(optimizer, variables)
+
+
+def _in_half_precision(variables: Sequence[Any]) -> bool:
+    return any(str(variable.dtype) in ("float16", "bfloat16") for variable in variables)
 
 
 def _diagonal(optimizer: Any) -> Diagonal:
@@ -160,7 +179,7 @@ def _name(optimizer: Any) -> str:
     return "no optimizer" if optimizer is None else type(optimizer).__name__
 
 
-def _what_is_in_the_way(optimizer: Any) -> str:
+def _what_is_in_the_way(optimizer: Any, variables: Sequence[Any]) -> str:
     """Why there is no threshold; empty where there is one."""
     name = _name(optimizer)
     if optimizer is None:
@@ -174,14 +193,17 @@ def _what_is_in_the_way(optimizer: Any) -> str:
             return f"{setting} may shorten any step"
     if optimizer.use_ema and optimizer.ema_overwrite_frequency:
         return "ema_overwrite_frequency replaces the weights by their average"
-    if any(getattr(v, "constraint", None) for v in getattr(optimizer, "_trainable_variables", ())):
+    variables = variables or getattr(optimizer, "_trainable_variables", ())
+    if any(getattr(variable, "constraint", None) for variable in variables):
         return "a constraint changes weights after the step"
+    if RULES[type(optimizer)].diagonal is not None and _in_half_precision(variables):
+        return f"{name} rounds its bias corrections where weights are in half precision"
     partial = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
     if optimizer.weight_decay and any(getattr(optimizer, each, None) for each in partial):
         return "weight decay leaves out some of the weights"
     step = learning_rate(optimizer)
     if math.isnan(step):
-        return "the learning rate is a function, which only training may call, or no number"
+        return "the learning rate is a function or schedule of your own, or no number"
     if not step > 0.0:
         return "the learning rate is not above 0"
     if type(optimizer) is keras.optimizers.Nadam and steps_of(optimizer) == 0:
@@ -192,13 +214,15 @@ def _what_is_in_the_way(optimizer: Any) -> str:
 
 
 def learning_rate(optimizer: Any) -> float:
-    """The step size at present; NaN where it is a function of the user's, or no single number.
+    """The step size at present; NaN where the user computes it, or it is no single number.
 
-    A function is not called: it may count its calls, which training is to make alone.
+    Functions and schedules other than Keras' own are not called: they may count their calls,
+    which training is to make alone.
     """
     given = getattr(optimizer, "_learning_rate", math.nan)
-    schedule = keras.optimizers.schedules.LearningRateSchedule
-    if callable(given) and not isinstance(given, schedule | keras.Variable):
+    kind = type(given)
+    is_of_keras = kind is getattr(keras.optimizers.schedules, kind.__name__, None)
+    if callable(given) and not (is_of_keras or isinstance(given, keras.Variable)):
         return math.nan
     value = np.asarray(keras.ops.convert_to_numpy(optimizer.learning_rate))
     return float(value) if value.ndim == 0 else math.nan

@@ -58,6 +58,8 @@ class SummaryWriter:
     def __init__(
         self, log_dir: str | os.PathLike[str], group: str = "hessian", x_name: str = "epoch"
     ) -> None:
+        if x_name not in ("epoch", "step"):
+            raise ValueError(f"`x_name` must be 'epoch' or 'step'; got {x_name!r}.")
         directory = os.path.join(os.fspath(log_dir), group)
         self._directory = directory if "://" in directory else os.path.abspath(directory)
         self._group = group
@@ -72,7 +74,7 @@ class SummaryWriter:
             with tf.io.gfile.GFile(probe, "w") as file:
                 file.write("")
             tf.io.gfile.remove(probe)
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, UnicodeError, tf.errors.OpError) as error:
             raise ValueError(
                 f"`log_dir` cannot be written to: {self._directory!r} ({error}). Pass a directory "
                 "that can, or log_dir=None to write no event files."
@@ -105,7 +107,10 @@ class SummaryWriter:
 
         Raises:
             ValueError: If the report is of a preconditioned Hessian and the group is "hessian".
+            TypeError: If `step` is no integer.
         """
+        if isinstance(step, bool) or not isinstance(step, int | np.integer):
+            raise TypeError(f"`step` must be an integer; got {step!r}.")
         if report.preconditioned and self._group == "hessian":
             raise ValueError(
                 "The report is of a preconditioned Hessian, and would be drawn as the Hessian "
@@ -125,7 +130,7 @@ class SummaryWriter:
         for layer, estimate in report.layers.items():
             tag = f"{self._group}_by_layer/frobenius_norm/{layer}"
             self._add_scalar(summary, tag, estimate.value, layer_description(self._group))
-        if report.spectrum is not None:
+        if report.spectrum is not None and report.spectrum.nodes.size:
             self._spectra = spectra or self._spectra.after(step, report.spectrum)
             self._add_spectrum(summary, report.spectrum, report.num_parameters, self._spectra)
         if about is not None:
@@ -166,7 +171,9 @@ class SummaryWriter:
             self._add(summary, tag, plugin, content, *told[tag])
 
     def _add_scalar(self, summary: Summary, tag: str, value: float, about: str) -> None:
-        self._add(summary, tag, scalars, np.float32(value), None, about)
+        with np.errstate(over="ignore"):  # infinite in float32, as TensorBoard has it
+            single = np.float32(value)
+        self._add(summary, tag, scalars, single, None, about)
 
     def _add(
         self,

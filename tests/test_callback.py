@@ -380,6 +380,77 @@ def test_accumulated_gradients_have_no_preconditioner_before_the_first_step():
     with pytest.warns(UserWarning, match="The optimizer made no step up to epoch 0"):
         fit(callback, model=problem)  # 5 batches an epoch
     assert callback.history["epoch"] == [1, 2]
+    logged = problem.history.history["preconditioned_hessian_frobenius_norm"]
+    assert np.isfinite(logged).tolist() == [False, True, True]
+
+
+def test_a_model_compiled_anew_within_a_fit_is_measured_no_more():
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2))
+
+    def compile_anew(epoch, _):
+        if epoch == 1:
+            callback.model.compile("adam", keras.losses.SparseCategoricalCrossentropy())
+            callback.model.make_train_function()
+
+    with pytest.warns(UserWarning, match="compiled or frozen anew during this fit"):
+        fit(callback, others=[keras.callbacks.LambdaCallback(on_epoch_begin=compile_anew)])
+    assert callback.history["epoch"] == [0]
+
+
+def test_a_shallow_copy_has_its_own_history():
+    callback = HessianNormCallback(data(), Hutchinson(num_probes=2))
+    fit(callback, epochs=1)
+    other = copy.copy(callback)
+    fit(other, epochs=2)
+    assert callback.history["epoch"] == [0]
+    assert other.history["epoch"] == [0, 1]
+
+
+def test_what_another_kind_of_matrix_left_is_not_taken_up(tmp_path):
+    fit(HessianNormCallback(data(), Deflated(max_matvecs=8), log_dir=tmp_path), epochs=2)
+    keras.config.set_dtype_policy("float64")
+    callback = HessianNormCallback(data(), Deflated(max_matvecs=8), log_dir=tmp_path)
+    fit(callback, epochs=3, initial_epoch=2)
+    assert callback.history["epoch"] == [2]
+    assert not callback.report.carried
+
+
+def test_a_loop_of_ones_own_is_measured_too(tmp_path):
+    """Without `fit`, `compile` and what `fit` tells of its length."""
+    model, held_out = tanh_classifier()
+    model = keras.models.clone_model(model)
+    squared = HessianNormCallback(
+        held_out,
+        Hutchinson(num_probes=2),
+        log_dir=tmp_path,
+        loss_fn=lambda model, x, y, w: tf.reduce_mean(tf.square(model(x))),
+        schedule=within(overhead=0.5),
+        on_error="raise",
+    )
+    model.compile("sgd")  # for the iterations
+    squared.set_model(model)
+    squared.on_train_begin()
+    for epoch in (1, 2):
+        squared.on_epoch_begin(epoch)
+        for _ in range(5):
+            squared.on_train_batch_end(0)
+        squared.on_epoch_end(epoch, {})
+    squared.on_train_end()
+    assert squared.history["epoch"][0] == 1
+    uncompiled = keras.models.clone_model(model)
+    plain = HessianNormCallback(
+        held_out,
+        Hutchinson(num_probes=2),
+        log_dir=tmp_path / "plain",
+        loss_fn=lambda model, x, y, w: tf.reduce_mean(tf.square(model(x))),
+        on_error="raise",
+    )
+    plain.set_model(uncompiled)
+    plain.on_train_begin()
+    plain.on_epoch_begin(0)
+    plain.on_epoch_end(0, {})
+    plain.on_train_end()
+    assert "hessian/trace" in events(tmp_path / "plain" / "hessian")
 
 
 def test_a_compiled_or_frozen_model_is_taken_up_anew():

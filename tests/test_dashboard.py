@@ -267,6 +267,11 @@ def test_a_table_says_how_it_was_measured(tmp_path):
     assert keras.__version__ in rows["Versions"]
 
 
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        raise AssertionError("only training may call it")
+
+
 def test_optimizers_are_named_as_they_are():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     told = about_optimizer(keras.optimizers.SGD(schedule, momentum=0.9))
@@ -275,6 +280,8 @@ def test_optimizers_are_named_as_they_are():
     scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
     assert about_optimizer(scaled)["Optimizer"].startswith("LossScaleOptimizer(Adam(learning_rate=")
     assert about_optimizer(None) == {"Optimizer": "none"}
+    by_own_schedule = about_optimizer(keras.optimizers.SGD(OwnSchedule()))
+    assert by_own_schedule == {"Optimizer": "SGD(momentum=0.0)"}
     by_function = about_optimizer(keras.optimizers.SGD(lambda: 1 / 0, momentum=0.5))
     assert by_function["Optimizer"] == "SGD(momentum=0.5)"
     assert r"| a | x \| y |" in table({"a": "x | y"})

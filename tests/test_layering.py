@@ -57,6 +57,7 @@ ALLOWED = {
     "objective": {"data", "masses", "replicas", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "krylov": {"linalg", "operators.linear_operator"},
+    "basis": {"operators.linear_operator"},
     "deflation": {"linalg", "operators.linear_operator", "spreads"},
     "split_estimates": {"deflation", "intervals", "results"},
     "estimators.deflated": ESTIMATOR | {"basis", "deflation", "split_estimates"},

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.stability import (
     Stability,
+    check_has_preconditioner,
     preconditioner,
     stability,
 )
@@ -282,6 +283,25 @@ def partly_decayed():
     return optimizer
 
 
+class OwnSchedule(optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        raise AssertionError("only training may call it")
+
+
+def test_what_the_weights_are_is_known_before_the_optimizer_is_built():
+    kept = keras.Variable(np.ones(2))
+    kept.constraint = keras.constraints.NonNeg()
+    assert stability(optimizers.SGD(0.1)).threshold == pytest.approx(20.0)
+    assert "a constraint changes" in stability(optimizers.SGD(0.1), [kept]).reason
+    half = keras.Variable(np.ones(2), dtype="bfloat16")
+    assert "half precision" in stability(optimizers.Adam(), [half]).reason
+    assert stability(optimizers.SGD(0.1), [half]).threshold == pytest.approx(20.0)
+    with pytest.raises(ValueError, match="needs weights in float32 or float64: Adam rounds"):
+        check_has_preconditioner(optimizers.Adam(), [half])
+    with pytest.raises(ValueError, match=r"needs beta_2 below 1; Adam has beta_2=1\.0"):
+        check_has_preconditioner(optimizers.Adam(beta_2=1.0), [keras.Variable(np.ones(2))])
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -298,6 +318,7 @@ def partly_decayed():
         (constrained, "a constraint changes weights"),
         (partly_decayed, "weight decay leaves out some of the weights"),
         (lambda: optimizers.SGD(lambda: 0.1), "learning rate is a function"),
+        (lambda: optimizers.SGD(OwnSchedule()), "a function or schedule of your own"),
         (lambda: optimizers.SGD(0.0), "learning rate is not above 0"),
         (lambda: optimizers.Nadam(), "Nadam made no step yet"),
         (lambda: optimizers.SGD(momentum=1.0), "momentum is not below 1"),

@@ -107,3 +107,10 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"`log_dir` cannot be written to.*log_dir=None"):
         SummaryWriter(tmp_path / "file")
+
+
+def test_bad_steps_and_axes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`x_name` must be 'epoch' or 'step'; got 'batch'"):
+        SummaryWriter(tmp_path, x_name="batch")
+    with pytest.raises(TypeError, match=r"`step` must be an integer; got 2\.5"):
+        SummaryWriter(tmp_path).write(None, 2.5)

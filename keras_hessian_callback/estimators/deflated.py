@@ -164,7 +164,7 @@ class Deflated:
         most = self._rank_that_fits(operator)
         draws = _Draws(n, seed, operator.dtype)
         spare = min(most, self.max_matvecs // 10)
-        carried = state if isinstance(state, Basis) and state.vectors.shape[0] == n else None
+        carried = state if isinstance(state, Basis) and state.fits(operator) else None
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
             split.deflate(carried.vectors[:, :rank])
