@@ -212,9 +212,11 @@ def _real_models(results: Mapping[str, Any]) -> str:
 `keras.applications` with random weights, two images of the smallest size, and backbones of KerasHub
 of two layers of width 8, as `tests/test_real_models.py` checks them; all by autodiff. The last two
 columns are first calls: tracing the gradient, and constructing a `HessianOperator`, which traces
-and checks. Models this small spend their time between operations, not in them. Measured in two
-runs; in that of the applications other work kept both cores busy, so seconds are up to three times
-too long.
+and checks. Models this small spend their time between operations, not in them. On two small images
+the weights of a large network are most of the work: a block of 8 vectors is no cheaper there than
+single ones. Measured in two runs: ConvNeXtTiny, DenseNet121, NASNetMobile, Xception and
+InceptionV3 on 2026-11-23, when other work kept both cores busy and graphs were still rewritten
+before their first run, so that their seconds are up to three times too long.
 
 {_conditions(results)}
 
