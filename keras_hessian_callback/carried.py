@@ -16,6 +16,12 @@ _MAX_BYTES = 2**26  # of a state that is worth a file at every measurement
 Restore = Callable[[Mapping[str, np.ndarray]], Any]
 
 
+def run_directory(log_dir: str | os.PathLike[str], group: str) -> str:
+    """Where the files of a run are: the same also after the working directory has changed."""
+    directory = os.path.join(os.fspath(log_dir), group)
+    return directory if "://" in directory else os.path.abspath(directory)
+
+
 class CarriedState:
     """State of an estimator, and the spectra so far, beside the event files of their run.
 
@@ -25,9 +31,7 @@ class CarriedState:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], group: str = "hessian") -> None:
-        directory = os.path.join(os.fspath(log_dir), group)
-        directory = directory if "://" in directory else os.path.abspath(directory)
-        self._path = os.path.join(directory, "carried.npz")
+        self._path = os.path.join(run_directory(log_dir, group), "carried.npz")
 
     def save(self, state: Any, spectra: Spectra, step: int, *, matrix: str) -> None:
         """Writes both after the measurement at `step`; a large state is left out.

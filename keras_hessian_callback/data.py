@@ -89,6 +89,16 @@ def concatenate(first: Batch, second: Batch) -> Batch:
     )
 
 
+def size_of(batch: Batch) -> int:
+    """The number of examples in a batch."""
+    return int(_arrays(batch)[0].shape[0])
+
+
+def cut(batch: Batch, start: int, end: int) -> Batch:
+    """The examples from `start` to `end`."""
+    return _map_arrays(lambda leaf: leaf[start:end], batch)
+
+
 def spread_out(batch: Batch, count: int) -> Batch:
     """At most `count` of the examples, evenly spaced."""
 

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 _MAX_LENGTH = 300
+OUT_OF_MEMORY = (MemoryError, tf.errors.ResourceExhaustedError)
 
 
 def summary(error: BaseException) -> str:
@@ -20,7 +21,7 @@ def summary(error: BaseException) -> str:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether it was for want of memory."""
-    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+    return isinstance(error, OUT_OF_MEMORY)
 
 
 def measuring_failed(error: Exception, epoch: int, step: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.linalg import pack
+from keras_hessian_callback.second_order import is_lower_precision
 from keras_hessian_callback.update_rules import RULES, Diagonal, steps_of, unwrapped
 
 _CLIPPING = ("clipnorm", "global_clipnorm", "clipvalue")
@@ -160,7 +161,7 @@ def check_has_preconditioner(optimizer: Any, variables: Sequence[Any]) -> None:
 
 
 def _in_half_precision(variables: Sequence[Any]) -> bool:
-    return any(str(variable.dtype) in ("float16", "bfloat16") for variable in variables)
+    return any(is_lower_precision(variable.dtype) for variable in variables)
 
 
 def _diagonal(optimizer: Any) -> Diagonal:

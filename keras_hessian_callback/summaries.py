@@ -17,6 +17,7 @@ from tensorboard.plugins.scalar import metadata as scalars
 from tensorboard.plugins.text import metadata as texts
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from keras_hessian_callback.carried import run_directory
 from keras_hessian_callback.charts import description, layer_description, layout, spectrum_texts
 from keras_hessian_callback.pictures import HEIGHT, WIDTH, png
 from keras_hessian_callback.results import CurvatureReport, Spectrum
@@ -60,8 +61,7 @@ class SummaryWriter:
     ) -> None:
         if x_name not in ("epoch", "step"):
             raise ValueError(f"`x_name` must be 'epoch' or 'step'; got {x_name!r}.")
-        directory = os.path.join(os.fspath(log_dir), group)
-        self._directory = directory if "://" in directory else os.path.abspath(directory)
+        self._directory = run_directory(log_dir, group)
         self._group = group
         self._x_name = x_name
         self._writer: tf.summary.SummaryWriter | None = None

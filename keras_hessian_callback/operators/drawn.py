@@ -6,8 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, concatenate
-from keras_hessian_callback.linalg import Seed, probes
+from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.operators.output_curvature import output_curvature
+from keras_hessian_callback.operators.portions import check_vector
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance
 from keras_hessian_callback.second_order import exact_derivatives
@@ -131,8 +132,7 @@ def _check_weighted(traced: TracedProducts, first: Batch, last: Batch) -> None:
 def _what_is_not_weighted(
     traced: TracedProducts, weights: Sequence[tf.Tensor], first: Batch, last: Batch
 ) -> str | None:
-    size, dtype = traced.num_parameters, traced.dtype
-    column = probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1]
+    column = check_vector(weights)
     masses = []
 
     def product(batch: Batch) -> np.ndarray:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.data import Batch, concatenate, spread_out
+from keras_hessian_callback.data import Batch, concatenate, cut, size_of, spread_out
+from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.linalg import add_scaled, probes
 from keras_hessian_callback.replicas import Workers
 
@@ -62,7 +63,7 @@ class Portions:
         while True:
             try:
                 return self._in_portions(weights, batch, vectors)
-            except (MemoryError, tf.errors.ResourceExhaustedError):
+            except OUT_OF_MEMORY:
                 if not self._halve(weights, batch, vectors):
                     raise
 
@@ -76,7 +77,7 @@ class Portions:
         return done[0][0], done[0][1], products
 
     def _on_all_devices(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
-        size = _num_examples(batch)
+        size = size_of(batch)
         count = -(-size // min(self.examples or size, size))
         count = max(count, min(size, self._places))
         if self._workers is not None and size < self._workers.count:
@@ -86,7 +87,7 @@ class Portions:
         if count == 1:
             return self._compute(weights, batch, vectors)
         bounds = np.linspace(0, size, count + 1).round().astype(int).tolist()
-        portions = [_cut(batch, *ends) for ends in itertools.pairwise(bounds)]
+        portions = [cut(batch, *ends) for ends in itertools.pairwise(bounds)]
         if self._workers is None:
             return _mean(self._spread_out(weights, portions, vectors))
         mine = portions[self._workers.index :: self._workers.count]
@@ -125,7 +126,7 @@ class Portions:
         """
         if self._workers is not None:
             return False
-        size, width = _num_examples(batch), vectors.shape[1]
+        size, width = size_of(batch), vectors.shape[1]
         fewer = self.at_a_time(size) > 1 and self._can_be_parted(weights, batch)
         columns = min(self._vectors or width, width)
         goes_on = []
@@ -148,12 +149,12 @@ class Portions:
         """Whether the Hessian of a batch is the mean of its portions', found on a few examples."""
         if self._divisible is not None:
             return self._divisible
-        count = min(_FEW, max(2, _num_examples(batch) // 2))
+        count = min(_FEW, max(2, size_of(batch) // 2))
         while True:
             try:
                 found = self._is_mean_of_two(weights, spread_out(batch, count))
                 break
-            except (MemoryError, tf.errors.ResourceExhaustedError):
+            except OUT_OF_MEMORY:
                 if count <= 2 or self._workers is not None:
                     raise
                 count //= 2
@@ -166,11 +167,11 @@ class Portions:
         return found
 
     def _is_mean_of_two(self, weights: Weights, batch: Batch) -> bool | None:
-        size = _num_examples(batch)
+        size = size_of(batch)
         if size < 2:
             return False
         middle = max(1, size // 3)
-        pair = [_cut(batch, 0, middle), _cut(batch, middle, size)]
+        pair = [cut(batch, 0, middle), cut(batch, middle, size)]
         return is_mean(self._compute, weights, pair, self._tolerance)
 
 
@@ -273,12 +274,3 @@ def _mean(parts: Sequence[Parts], workers: Workers | None = None) -> Parts:
             "of the examples, so the loss is no mean over them. Use fewer examples."
         )
     return loss, masses, products
-
-
-def _num_examples(batch: Batch) -> int:
-    return next(int(leaf.shape[0]) for leaf in tf.nest.flatten(batch) if leaf is not None)
-
-
-def _cut(batch: Batch, start: int, end: int) -> Batch:
-    """The examples from `start` to `end`."""
-    return tf.nest.map_structure(lambda leaf: None if leaf is None else leaf[start:end], batch)
