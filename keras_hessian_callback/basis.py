@@ -14,7 +14,7 @@ class Basis:
     """The leading directions of an operator; opaque to all but the estimator.
 
     Attributes:
-        vectors: (n, k) orthonormal, the leading directions first.
+        vectors: (k, n) orthonormal rows, the leading directions first.
         variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
         square: ||H||_F^2, which sets their scale.
     """
@@ -25,7 +25,7 @@ class Basis:
 
     def fits(self, operator: LinearOperator) -> bool:
         """Whether it can be the basis of another measurement of this operator."""
-        same_size = self.vectors.shape[0] == operator.shape[0]
+        same_size = self.vectors.shape[1] == operator.shape[0]
         return same_size and self.vectors.dtype == tf.as_dtype(operator.dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -16,15 +16,13 @@ from keras_hessian_callback.about import (
     table,
 )
 from keras_hessian_callback.budget import Budget
+from keras_hessian_callback.data import check_batch_size, check_training
 from keras_hessian_callback.errors import measuring_failed
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import check_preconditioned, measure, resolve_method
+from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, check_backend
-from keras_hessian_callback.operators.hessian import (
-    HessianOperator,
-    check_batch_size,
-    check_training,
-)
+from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.pool import check_drawn, held_out
 from keras_hessian_callback.record import Record
 from keras_hessian_callback.replicas import workers_of
@@ -72,8 +70,9 @@ class HessianNormCallback(keras.callbacks.Callback):
             `within(overhead=...)`. The first epoch of a `fit` is measured in any case, for
             loggers that fix their columns by it; the event files get that value only in epoch
             0, so a resumed run draws the curve of an uninterrupted one.
-        batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
-            result is the same. None: all at once.
+        batch_size: Int of at least 1: examples per micro-batch; the result is the same. None: as
+            many at a time as the memory allows.
+        memory_limit: Int: bytes that a measurement should take; None: half of what is free.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
         training: True: the loss in training mode, with batch normalisation by the statistics of
             the held-out examples and fixed dropout masks; without `batch_size`.
@@ -116,6 +115,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         log_dir: str | os.PathLike[str] | None = None,
         schedule: str | Schedule = "epoch",
         batch_size: int | None = None,
+        memory_limit: int | None = None,
         loss_fn: LossFn | None = None,
         training: bool = False,
         preconditioned: bool = False,
@@ -131,6 +131,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         if log_dir is not None and not isinstance(log_dir, str | os.PathLike):
             raise TypeError(f"`log_dir` must be a path or None; got {log_dir!r}.")
         check_batch_size(batch_size)
+        check_memory_limit(memory_limit)
         check_training(training, batch_size)
         check_preconditioned(preconditioned)
         self._estimator = resolve_method(method)
@@ -139,6 +140,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         self._data = held_out(data)
         check_drawn(self._data, training=training, loss_fn=loss_fn)
         self._batch_size = batch_size
+        self._memory_limit = memory_limit
         self._loss_fn = loss_fn
         self._training = training
         self._preconditioned = preconditioned
@@ -192,6 +194,7 @@ class HessianNormCallback(keras.callbacks.Callback):
                 self._data,
                 products=self._estimator.products,
                 batch_size=self._batch_size,
+                memory_limit=self._memory_limit,
                 loss_fn=self._loss_fn,
                 training=self._training,
             )

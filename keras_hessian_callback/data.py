@@ -82,6 +82,28 @@ class HeldOutData:
         return batch._replace(importance=tf.constant(importance, keras.config.floatx()))
 
 
+def check_training(training: bool, batch_size: int | None) -> None:
+    """Raises unless `training` is a bool, and False where there are micro-batches."""
+    if not isinstance(training, bool):
+        raise TypeError(f"`training` must be True or False; got {training!r}.")
+    if training and batch_size is not None:
+        raise ValueError(
+            f"training=True takes all examples at once; got batch_size={batch_size}. Batch "
+            "normalisation by the statistics of micro-batches is the loss of another network. "
+            "Use batch_size=None, with fewer examples if memory is short."
+        )
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises unless `batch_size` is None or an int of at least 1."""
+    if batch_size is None:
+        return
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+        raise TypeError(f"`batch_size` must be an integer or None; got {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+
+
 def concatenate(first: Batch, second: Batch) -> Batch:
     """One batch with the examples of both."""
     return tf.nest.map_structure(

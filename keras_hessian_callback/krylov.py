@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import column_square_sums, combine, gram
+from keras_hessian_callback.linalg import combine, gram, square_sums
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 
 # In units of the dtype's epsilon, relative to ||H||.
@@ -16,7 +16,7 @@ _ENDED = 100.0  # what beta falls to where a space ends: 1 to 20 were seen
 class Krylov:
     """An orthonormal basis of span {v, Hv, H^2 v, ...}, and what H is on it.
 
-    With Q (n, k) the basis and q the vector that continues it,
+    With Q (n, k) the basis, kept as rows, and q the vector that continues it,
 
         HQ = QT + beta q e_k'
 
@@ -25,32 +25,32 @@ class Krylov:
     ends where beta falls to rounding, or has no more room.
 
     Args:
-        start: v (n, 1), not zero.
-        product: Hv (n, 1).
+        start: v (1, n), not zero.
+        product: Hv (1, n).
 
     Attributes:
-        following: q (n, 1), whose product comes next; None where the space has ended.
+        following: q (1, n), whose product comes next; None where the space has ended.
         beta: As above; what rounding left of it where the space has ended.
         finite: Whether all products were. The space ends with one that is not.
         rounding: Error of Ritz values and norms by rounding.
 
-    Memory: k n floats; while a column is added, as many once more.
+    Memory: k n floats; while a vector is added, as many once more.
     """
 
     def __init__(self, start: tf.Tensor, product: tf.Tensor) -> None:
-        self._panels: list[tf.Tensor] = []  # of columns: their widths are the powers of 2 in k
+        self._panels: list[tf.Tensor] = []  # of rows: their numbers are the powers of 2 in k
         self._coefficients: list[np.ndarray] = []
         self._betas: list[float] = []
         self._scale = 0.0
         limits = np.finfo(start.dtype.as_numpy_dtype)
         self._epsilon, self._tiny = float(limits.eps), float(limits.tiny)
         self.finite = True
-        unit = tf.constant(column_square_sums(start)[0] ** -0.5, start.dtype)
+        unit = tf.constant(square_sums(start)[0] ** -0.5, start.dtype)
         self.following: tf.Tensor | None = start * unit
         self.extend(product * unit)
 
     def extend(self, product: tf.Tensor) -> None:
-        """Takes H `following`, (n, 1): `following` joins the basis."""
+        """Takes H `following`, (1, n): `following` joins the basis."""
         self._append(self.following)
         coefficients = np.zeros(self.size)
         for _ in range(2):  # what the first pass leaves by rounding, the second takes away
@@ -58,32 +58,32 @@ class Krylov:
             coefficients += part
             first = 0
             for panel in self._panels:
-                last = first + panel.shape[1]
+                last = first + panel.shape[0]
                 product = product - combine(panel, part[first:last, None])
                 first = last
-        beta = math.sqrt(column_square_sums(product)[0])
+        beta = math.sqrt(square_sums(product)[0])
         self._coefficients.append(coefficients)
         self._betas.append(beta)
         length = math.hypot(np.linalg.norm(coefficients), beta)
         self.finite = math.isfinite(length)
         self._scale = max(self._scale, length)
-        room = self.size < product.shape[0]
+        room = self.size < product.shape[1]
         ended = beta <= max(_ENDED * self._epsilon * self._scale, self._tiny)
         if self.finite and room and not ended:
             self.following = product * tf.constant(1.0 / beta, product.dtype)
         else:
             self.following = None
 
-    def _append(self, column: tf.Tensor) -> None:
-        """Adds a column; panels of the same width become one, so that there are few."""
-        self._panels.append(column)
-        while len(self._panels) > 1 and self._panels[-1].shape[1] == self._panels[-2].shape[1]:
-            self._panels[-2:] = [tf.concat(self._panels[-2:], axis=1)]
+    def _append(self, row: tf.Tensor) -> None:
+        """Adds a row; panels of as many rows become one, so that there are few."""
+        self._panels.append(row)
+        while len(self._panels) > 1 and self._panels[-1].shape[0] == self._panels[-2].shape[0]:
+            self._panels[-2:] = [tf.concat(self._panels[-2:], axis=0)]
 
     @property
     def size(self) -> int:
-        """Columns of the basis, k."""
-        return sum(panel.shape[1] for panel in self._panels)
+        """Vectors of the basis, k."""
+        return sum(panel.shape[0] for panel in self._panels)
 
     @property
     def beta(self) -> float:
@@ -101,7 +101,7 @@ class Krylov:
         return np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
 
     def coordinates(self, vectors: tf.Tensor) -> np.ndarray:
-        """Q' vectors in float64, (k, m) from (n, m)."""
+        """Q'v of each vector v in float64, (k, m) from (m, n)."""
         return np.concatenate([gram(panel, vectors) for panel in self._panels])
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -126,12 +126,12 @@ class Krylov:
         return float(np.linalg.norm(np.concatenate([self.tridiagonal, last]), 2))
 
     def tails(self, vectors: tf.Tensor, products: tf.Tensor) -> np.ndarray:
-        """||PHPv||^2 with P = I - QQ', for the columns v and Hv: (m,), none negative.
+        """||PHPv||^2 with P = I - QQ', for the rows v and Hv: (m,), none negative.
 
         PHPv = PHv - beta q q_k'v. As differences of large numbers they are wrong by rounding,
         which is added: they may be too high.
         """
-        whole = column_square_sums(products)
+        whole = square_sums(products)
         tails = whole - np.sum(self.coordinates(products) ** 2, axis=0)
         if self.following is not None:
             crossing = self.beta * gram(self._panels[-1], vectors)[-1]
@@ -166,8 +166,8 @@ def extend_together(spaces: list[Krylov], operator: LinearOperator, steps: int) 
         going = [space for space in spaces if space.following is not None]
         if not going or not all(space.finite for space in spaces):
             break
-        block = operator.matmat(tf.concat([space.following for space in going], axis=1))
+        block = operator.row_products(tf.concat([space.following for space in going], axis=0))
         products += len(going)
-        for space, product in zip(going, tf.split(block, len(going), axis=1), strict=True):
+        for space, product in zip(going, tf.split(block, len(going), axis=0), strict=True):
             space.extend(product)
     return products

@@ -1,4 +1,4 @@
-"""Vectors of all weights: packing, blocks, and random probes from stateless seeds."""
+"""Vectors of all weights: packing, blocks of them as rows, and random probes by seeds."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,11 +11,13 @@ Seed = int | tuple[int, int]
 Block: TypeAlias = np.ndarray | tf.Tensor
 
 PROBES = ("rademacher", "normal")
-PROBES_PER_BLOCK = 8
-_UNIFORMS = -1  # where blocks of probes have their number
-# Rows of a block that are cast to float64 at a time: so many that they stay in a core's cache, and
-# fewer than NumPy starts threads for, which wait for each other on a busy machine.
-_HOST_ROWS, _HOST_PRODUCTS, _DEVICE_ROWS = 2**13, 2**17, 2**18
+BLOCK_SIZE = 8  # vectors: more save little, where these share a gradient
+_BITS = 32  # of a random word
+_UNIFORMS = -1  # where the words of probes have their number
+# Columns of a block that are cast to float64 at a time: so many that they stay in a core's cache,
+# and fewer than NumPy starts threads for, which wait for each other on a busy machine.
+_HOST_LENGTH, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18
+_LENGTH = 2**22  # columns that are joined at a time
 
 
 def pack(tensors: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
@@ -32,61 +34,73 @@ def unpack(vector: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     ]
 
 
-def map_columns(
+def map_rows(
     function: Callable[[list[tf.Tensor]], Sequence[tf.Tensor]],
     block: tf.Tensor,
     like: Sequence[tf.Tensor],
 ) -> tf.Tensor:
-    """`function` of every column of a block, in a graph, two columns at a time.
+    """`function` of every row of a block, in a graph, two rows at a time.
 
     Args:
-        function: Takes a column as tensors with the shapes of `like`, gives others of these shapes.
-        block: (n, k); k may be 0.
+        function: Takes a row as tensors with the shapes of `like`, gives others of these shapes.
+        block: (k, n); k may be 0.
         like: One tensor per variable.
 
     Returns:
-        The packed results (n, k), in the dtype of `block`.
+        The packed results (k, n), in the dtype of `block`.
     """
     sizes = [math.prod(t.shape) for t in like]
-    parts = tf.split(block, sizes)
-    columns = [
-        tf.reshape(tf.transpose(part), [-1, *t.shape]) for part, t in zip(parts, like, strict=True)
-    ]
-    results = tf.map_fn(
-        lambda column: [tf.cast(result, block.dtype) for result in function(column)],
-        columns,
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+
+    def of_row(index: tf.Tensor) -> tf.Tensor:
+        # Cut from the block itself: a copy of each part, and none of the row.
+        row = [
+            tf.reshape(tf.slice(block, [index, start], [1, size]), t.shape)
+            for start, size, t in zip(starts, sizes, like, strict=True)
+        ]
+        return pack(function(row), block.dtype)
+
+    return tf.map_fn(
+        of_row,
+        tf.range(tf.shape(block)[0]),
         parallel_iterations=2,
-        fn_output_signature=[tf.TensorSpec(t.shape, block.dtype) for t in like],
+        fn_output_signature=tf.TensorSpec([sum(sizes)], block.dtype),
     )
-    packed = [
-        tf.transpose(tf.reshape(result, [-1, size]))
-        for result, size in zip(results, sizes, strict=True)
-    ]
-    return tf.concat(packed, axis=0)
 
 
-def probes(distribution: str, *, size: int, block: int, seed: Seed, dtype: np.dtype) -> tf.Tensor:
-    """Random vectors v with E[v v'] = I, as a function of (seed, block) alone.
+def probes(
+    distribution: str, *, size: int, first: int = 0, count: int, seed: Seed, dtype: np.dtype
+) -> tf.Tensor:
+    """Random vectors v with E[v v'] = I: probe number i is a function of (seed, i) alone.
 
     Args:
         distribution: `"rademacher"` (entries -1 and +1) or `"normal"`.
         size: Length n of a probe.
-        block: Number of the block, from 0: it holds the probes from `block * PROBES_PER_BLOCK`.
+        first: Number of the first one, from 0.
+        count: How many.
         seed: An int, or a pair (seed, step).
         dtype: Floating dtype of the probes.
 
     Returns:
-        Tensor (n, PROBES_PER_BLOCK): a probe a column.
+        Tensor (count, n): a probe a row.
     """
-    key = _key(seed, block)
-    shape = [size, PROBES_PER_BLOCK]
+    numbers = range(first, first + count)
     if distribution == "normal":
-        return tf.random.stateless_normal(shape, key, dtype=dtype, alg="philox")
-    bits = tf.random.stateless_uniform(
-        shape, key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-    )
-    one = tf.ones([], dtype)
-    return tf.where(bits < 0, -one, one)
+        rows = [
+            tf.random.stateless_normal([size], _key(seed, number), dtype=dtype, alg="philox")
+            for number in numbers
+        ]
+        return tf.stack(rows) if rows else tf.zeros([0, size], dtype)
+    blocks = [tf.zeros([0, size], dtype)]
+    for word in range(first // _BITS, -(-numbers.stop // _BITS)):  # of which each probe is a bit
+        words = tf.random.stateless_uniform(
+            [size], _key(seed, word), minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        )
+        places = [number - word * _BITS for number in numbers if number // _BITS == word]
+        bits = np.left_shift(np.uint32(1), np.array(places, "uint32")).view("int32")
+        ones = tf.bitwise.bitwise_and(words, bits[:, None]) != 0
+        blocks.append(tf.where(ones, tf.ones([], dtype), -tf.ones([], dtype)))
+    return blocks[-1] if len(blocks) == 2 else tf.concat(blocks, axis=0)
 
 
 def uniforms(count: int, seed: Seed) -> np.ndarray:
@@ -115,19 +129,30 @@ def check_seed(seed: Seed) -> None:
         raise TypeError(f"`seed` must be an integer or a pair (seed, step); got {seed!r}.")
 
 
-def column_square_sums(block: Block) -> np.ndarray:
-    """||column||^2 of a block (n, k), summed in float64: (k,)."""
-    return column_dots(block, block)
+def square_sums(block: Block) -> np.ndarray:
+    """||row||^2 of a block (k, n), summed in float64: (k,)."""
+    return row_dots(block, block)
 
 
-def column_dots(left: Block, right: Block) -> np.ndarray:
-    """left_j' right_j of two blocks (n, k), summed in float64: (k,)."""
-    return _summed("ik,ik->k", left, right)
+def row_dots(left: Block, right: Block) -> np.ndarray:
+    """left_i . right_i of the rows of two blocks (k, n), summed in float64: (k,)."""
+    return _summed("ki,ki->k", left, right)
 
 
 def gram(left: Block, right: Block) -> np.ndarray:
-    """The float64 matrix left' right of two blocks (n, k) and (n, l): (k, l)."""
-    return _summed("ik,il->kl", left, right)
+    """The float64 matrix left right' of two blocks (k, n) and (l, n): (k, l)."""
+    return _summed("ki,li->kl", left, right)
+
+
+def gram_of(blocks: Sequence[Block]) -> np.ndarray:
+    """The float64 Gram matrix of the rows of all blocks (k_i, n), in order."""
+    rows = [[gram(a, b) for b in blocks[: i + 1]] for i, a in enumerate(blocks)]
+    return np.block(
+        [
+            [rows[i][j] if j <= i else rows[j][i].T for j in range(len(blocks))]
+            for i in range(len(blocks))
+        ]
+    )
 
 
 def _at_hand(block: Block) -> Block:
@@ -138,29 +163,41 @@ def _at_hand(block: Block) -> Block:
 
 
 def _summed(equation: str, left: Block, right: Block) -> np.ndarray:
-    """An einsum over the rows in float64, part by part: never a copy of a whole block."""
+    """An einsum along the rows in float64, part by part: never a copy of a whole block."""
     same = left is right
     left, right = _at_hand(left), _at_hand(right)
-    on_host, is_gram = isinstance(left, np.ndarray), equation == "ik,il->kl"
-    rows = _DEVICE_ROWS
+    on_host, is_gram = isinstance(left, np.ndarray), equation == "ki,li->kl"
+    length = _DEVICE_LENGTH
     if on_host:
-        products = left.shape[1] * (right.shape[1] if is_gram else 1)  # of a row
-        rows = min(_HOST_ROWS, _HOST_PRODUCTS // max(1, products)) + 1
-    total: Any = 0.0
-    for first in range(0, max(1, left.shape[0]), rows):
-        a, b = left[first : first + rows], right[first : first + rows]
+        products = left.shape[0] * (right.shape[0] if is_gram else 1)  # of a column
+        length = min(_HOST_LENGTH, _HOST_PRODUCTS // max(1, products)) + 1
+    total: Any = np.zeros([left.shape[0], right.shape[0]] if is_gram else left.shape[:1])
+    if not total.size:
+        return total
+    for first in range(0, left.shape[1], length):
+        a, b = left[:, first : first + length], right[:, first : first + length]
         if on_host:
             a = a.astype("float64")
             b = a if same else b.astype("float64")
-            total = total + (a.T @ b if is_gram else np.einsum(equation, a, b))
+            total = total + (a @ b.T if is_gram else np.einsum(equation, a, b))
         else:
             total = total + tf.einsum(equation, tf.cast(a, tf.float64), tf.cast(b, tf.float64))
     return np.asarray(total)
 
 
 def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
-    """The combinations of columns, in the dtype of the block (n, k): (n, l) from (k, l)."""
-    return tf.matmul(block, tf.constant(coefficients, block.dtype))
+    """The combinations of rows, in the dtype of the block (k, n): (l, n) from (k, l)."""
+    return tf.matmul(tf.constant(coefficients, block.dtype), block, transpose_a=True)
+
+
+def combine_all(blocks: Sequence[tf.Tensor], coefficients: np.ndarray) -> tf.Tensor:
+    """As `combine`, of the rows of all blocks (k_i, n) in order; part by part, as in `_summed`."""
+    size = int(blocks[0].shape[1])
+    parts = [
+        combine(tf.concat([block[:, i : i + _LENGTH] for block in blocks], axis=0), coefficients)
+        for i in range(0, size, _LENGTH)
+    ]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
 def add_scaled(total: tf.Tensor | None, scale: float, block: tf.Tensor) -> tf.Tensor:
@@ -169,27 +206,33 @@ def add_scaled(total: tf.Tensor | None, scale: float, block: tf.Tensor) -> tf.Te
     return part if total is None else total + part
 
 
-def leading_basis(block: tf.Tensor, rank: int) -> tuple[tf.Tensor, np.ndarray]:
-    """The leading left singular vectors of a block, orthonormal to rounding.
+def leading_basis(
+    blocks: Sequence[tf.Tensor], rank: int, scales: Sequence[float] | None = None
+) -> tuple[tf.Tensor, np.ndarray]:
+    """The leading right singular vectors of a matrix, orthonormal to rounding.
 
     By two passes over the Gram matrix (k, k), summed in float64 (Yamamoto et al. 2015, on
-    Cholesky QR twice): no Householder factorisation of the long block. The first pass takes
+    Cholesky QR twice): no Householder factorisation of the long rows. The first pass takes
     the eigenvectors, to have the directions in order and to leave out those within rounding.
 
     Args:
-        block: (n, k), finite.
-        rank: Number of vectors wanted; fewer come where the block has no more.
+        blocks: (k_i, n), finite: the rows of the matrix, k of them in all.
+        rank: Number of vectors wanted; fewer come where the rows span no more.
+        scales: What the rows of each block count times; None: 1.
 
     Returns:
-        (n, r) with orthonormal columns, and the squares of all k singular values, descending.
+        (r, n) with orthonormal rows, and the squares of all k singular values, descending.
     """
-    squares, vectors = np.linalg.eigh(gram(block, block))
+    dtype = blocks[0].dtype
+    widths = [block.shape[0] for block in blocks]
+    scale = np.repeat(np.ones(len(blocks)) if scales is None else scales, widths)
+    squares, vectors = np.linalg.eigh(scale[:, None] * gram_of(blocks) * scale)
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
     # Of the block's entries, and of the Gram matrix.
-    rounding = max(1e4 * np.finfo(block.dtype.as_numpy_dtype).eps ** 2, 16.0 * np.finfo(float).eps)
+    rounding = max(1e4 * np.finfo(dtype.as_numpy_dtype).eps ** 2, 16.0 * np.finfo(float).eps)
     kept = squares[:rank] > max(rounding * squares.max(initial=0.0), np.finfo(float).tiny)
     leading = np.flatnonzero(kept)
-    basis = combine(block, vectors[:, leading] / np.sqrt(squares[leading]))
+    basis = combine_all(blocks, scale[:, None] * vectors[:, leading] / np.sqrt(squares[leading]))
     for _ in range(2 if len(leading) else 0):
         factor = np.linalg.cholesky(gram(basis, basis))
         basis = combine(basis, np.linalg.inv(factor).T)

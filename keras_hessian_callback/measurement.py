@@ -1,8 +1,10 @@
 """Measures a model's curvature: the one place where operator and estimator meet."""
 
 import time
+import warnings
 from typing import Any
 
+from keras_hessian_callback.errors import OUT_OF_MEMORY, summary
 from keras_hessian_callback.estimators.deflated import Deflated
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.estimators.exact import Exact
@@ -11,7 +13,7 @@ from keras_hessian_callback.objective import LossFn, Model
 from keras_hessian_callback.operators.hessian import HessianOperator
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 from keras_hessian_callback.operators.preconditioned import PreconditionedOperator
-from keras_hessian_callback.results import LAYER, CurvatureReport, Estimate
+from keras_hessian_callback.results import LAYER, CurvatureReport, Estimate, Findings
 from keras_hessian_callback.stability import check_has_preconditioner, preconditioner, stability
 
 _METHODS: dict[str, Estimator] = {
@@ -27,6 +29,7 @@ def measure_curvature(
     method: str | Estimator = "stochastic",
     *,
     batch_size: int | None = None,
+    memory_limit: int | None = None,
     loss_fn: LossFn | None = None,
     training: bool = False,
     preconditioned: bool = False,
@@ -44,7 +47,9 @@ def measure_curvature(
             `"finite_difference"` (`Exact(products="finite_difference")`), or an estimator with
             its settings.
         batch_size: Int of at least 1: examples per micro-batch, which bounds the memory; the
-            result is the same. None: all at once.
+            result is the same. None: as many at a time as the memory allows.
+        memory_limit: Int: bytes that a measurement should take at most, as `HessianOperator` has
+            it; None: half of what is free.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss:
             for a custom `train_step`, or for the Hessian of something else, such as
             `lambda model, x, y, w: tf.reduce_sum(model(x))`.
@@ -89,6 +94,7 @@ def measure_curvature(
         data,
         products=estimator.products,
         batch_size=batch_size,
+        memory_limit=memory_limit,
         loss_fn=loss_fn,
         training=training,
     )
@@ -103,6 +109,7 @@ def hessian_frobenius_norm(
     method: str | Estimator = "stochastic",
     *,
     batch_size: int | None = None,
+    memory_limit: int | None = None,
     loss_fn: LossFn | None = None,
     training: bool = False,
     preconditioned: bool = False,
@@ -114,7 +121,8 @@ def hessian_frobenius_norm(
         model: As in `measure_curvature`, and so are the others.
         data: Held-out examples.
         method: A name or an estimator.
-        batch_size: Examples per micro-batch; None: all at once.
+        batch_size: Examples per micro-batch; None: as many at a time as the memory allows.
+        memory_limit: Int: bytes that the measurement should take; None: half of what is free.
         loss_fn: Instead of the compiled loss.
         training: In training mode.
         preconditioned: Of D^-1/2 H D^-1/2, the Hessian as the optimizer sees it.
@@ -144,6 +152,7 @@ def hessian_frobenius_norm(
         data,
         method,
         batch_size=batch_size,
+        memory_limit=memory_limit,
         loss_fn=loss_fn,
         training=training,
         preconditioned=preconditioned,
@@ -170,7 +179,7 @@ def measure(
     if preconditioned:  # by the state that the optimizer has now
         diagonal = preconditioner(optimizer, operator.variables, operator.dtype)
         seen = PreconditionedOperator(operator, diagonal)
-    found, state = estimator(seen, seed=seed, state=state)
+    found, state = _estimate(estimator, seen, operator, seed=seed, state=state)
     whole = {name: e for name, e in found.items() if not name.startswith(LAYER)}
     stable = stability(optimizer, operator.variables)
     report = CurvatureReport(
@@ -187,10 +196,34 @@ def measure(
         layers={n.removeprefix(LAYER): e for n, e in found.items() if n not in whole},
         spectrum=found.spectrum,
         batch_size=operator.batch_size,
+        block_size=operator.block_size,
         preconditioned=preconditioned,
         stability_threshold=stable.threshold if stable.preconditioned == preconditioned else None,
     )
     return report, state
+
+
+def _estimate(
+    estimator: Estimator,
+    seen: LinearOperator,
+    operator: HessianOperator,
+    *,
+    seed: Seed,
+    state: Any,
+) -> tuple[Findings, Any]:
+    """What the estimator finds; with fewer vectors in memory, where that ran out."""
+    while True:
+        try:
+            return estimator(seen, seed=seed, state=state)
+        except OUT_OF_MEMORY as error:
+            if not operator.lower_room():
+                raise
+            warnings.warn(
+                f"Memory ran out with the vectors of {estimator!r}: the measurement goes on with "
+                f"at most {operator.room:.0f} of them. A lower `memory_limit` or `max_rank` takes "
+                f"less from the start. The error was {summary(error)}",
+                stacklevel=2,
+            )
 
 
 def check_preconditioned(preconditioned: bool) -> None:

@@ -134,11 +134,12 @@ class CurvatureReport(Mapping[str, Estimate]):
         spectrum: The spectral density, or the part of it that the method resolved; None where it
             tells none.
         batch_size: Examples that products were computed on at a time: all, or `batch_size`, or
-            fewer where memory ran out or several devices share them. None: not told.
+            fewer where memory is short or several devices share them. None: not told.
         preconditioned: Whether it is the Hessian as the optimizer sees it, D^-1/2 H D^-1/2, that
             all of this speaks of.
         stability_threshold: The largest eigenvalue at which full-batch steps of the optimizer are
             stable on a quadratic loss with the Hessian measured; None where it has none.
+        block_size: Vectors that were multiplied at a time; None: not told.
 
     Example:
 
@@ -167,6 +168,7 @@ class CurvatureReport(Mapping[str, Estimate]):
     batch_size: int | None = None
     preconditioned: bool = False
     stability_threshold: float | None = None
+    block_size: int | None = None
 
     def __getitem__(self, name: str) -> Estimate:
         try:
@@ -202,6 +204,7 @@ class CurvatureReport(Mapping[str, Estimate]):
             "layers": {name: estimate.to_dict() for name, estimate in self.layers.items()},
             "pool_size": self.pool_size,
             "batch_size": self.batch_size,
+            "block_size": self.block_size,
             "spectrum": self.spectrum.to_dict() if self.spectrum else None,
             "preconditioned": self.preconditioned,
             "stability_threshold": self.stability_threshold,

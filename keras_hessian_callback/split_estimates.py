@@ -23,7 +23,7 @@ def split_estimates(split: Split, top: Split) -> Findings:
         top: With the basis that the ends of the spectrum are read off; `split` itself, but
             where its norm is measured without a basis.
     """
-    rounding = 4.0 * float(np.finfo(split.residuals.dtype.as_numpy_dtype).eps)
+    rounding = 4.0 * float(np.finfo(split.basis.dtype.as_numpy_dtype).eps)
     spent = split.num_matvecs
     norm = split_norm_estimate(
         split.exact, split.tails, split.spread, num_matvecs=spent, rounding=rounding
@@ -44,7 +44,7 @@ def _ritz_values(top: Split) -> Spectrum | None:
     """The Ritz values of the basis: so many of the n eigenvalues, the outermost."""
     if not top.rank or not np.isfinite(top.inner).all():
         return None
-    share = 1.0 / int(top.residuals.shape[0])
+    share = 1.0 / int(top.basis.shape[1])
     return Spectrum(np.linalg.eigvalsh(top.inner), np.full(top.rank, share))
 
 

@@ -35,7 +35,7 @@ def quadratic_spread(
 
     Args:
         samples: (m,) floats.
-        products: (m, m), v_i'Mv_j.
+        products: (m, m), v_i'Mv_j; NaN where it is not known.
         diagonal: Estimate of 2 sum_k M_kk^2 for an M without negative eigenvalues. None: it is
             not known, and the variance is that of the samples.
     """
@@ -46,9 +46,12 @@ def quadratic_spread(
     if not unit > 0.0:
         return Spread(unit, m - 1.0, 2.0)
     products = products / unit
-    np.fill_diagonal(products, 0.0)
-    whole = 2.0 * float(np.sum(products**2)) / (m * (m - 1.0))
-    triples = m * (m - 1.0) * max(m - 2.0, 1.0)
+    np.fill_diagonal(products, np.nan)
+    known = (~np.isnan(products)).astype(float)
+    products = np.where(known > 0.0, products, 0.0)
+    pairs = int(known.sum())
+    triples = max(float(np.sum(known @ known * known)), pairs)
+    whole = 2.0 * float(np.sum(products**2)) / pairs
     third = 8.0 * float(np.sum(products @ products * products)) / triples
     scale = whole**1.5  # 0 too where numbers are so small that it underflows
     skew = min(2.0, (max(third, 0.0) / scale) ** 2 / 4.0) if scale > 0.0 else 0.0
@@ -64,18 +67,20 @@ def quadratic_spread(
     # By Cauchy and Schwarz the skewness is at least that of the chi-squared variable with this
     # mean and variance.
     variation = min(2.0, max(guess, skew))
-    variance = pooled_variance(of_samples, of_pairs, whole, variation, m)
+    variance = pooled_variance(of_samples, of_pairs, whole, variation, m, pairs)
     # The error of the variance that comes with that of the mean does not count: the interval
     # is for a scale, and that is in both. A quarter is left for eigenvalues that differ.
     noise = min(
         2.0 / (m - 1.0) * (1.0 + variation),
-        4.0 / (m * (m - 1.0)) * (whole / guess) ** 2 + variation / m,
+        4.0 / pairs * (whole / guess) ** 2 + variation / m,
     )
     variation = min(2.0, max(variance, skew))
     return Spread(variance * unit**2, 2.0 / noise, variation)
 
 
-def precisions(guess: float, whole: float, variation: float, m: int) -> tuple[float, float]:
+def precisions(
+    guess: float, whole: float, variation: float, m: int, pairs: int
+) -> tuple[float, float]:
     """Relative variances of a variance from m samples, and from their pairs.
 
     Args:
@@ -83,18 +88,19 @@ def precisions(guess: float, whole: float, variation: float, m: int) -> tuple[fl
         whole: The larger of the two terms that the one from pairs is the difference of.
         variation: 2 / d, for the kurtosis of a chi-squared variable of d degrees.
         m: Number of samples.
+        pairs: Number of ordered pairs, m (m - 1) where all are known.
     """
     of_samples = 2.0 / (m - 1.0) + 6.0 * variation / m
-    return of_samples, 4.0 / (m * (m - 1.0)) * (whole / guess) ** 2 + 4.0 * variation / m
+    return of_samples, 4.0 / pairs * (whole / guess) ** 2 + 4.0 * variation / m
 
 
 def pooled_variance(
-    of_samples: float, of_pairs: float, whole: float, variation: float, m: int
+    of_samples: float, of_pairs: float, whole: float, variation: float, m: int, pairs: int
 ) -> float:
     """The mean of two estimates of a variance, weighted by their precision."""
     guess = max(of_samples, of_pairs)
     if not guess > 0.0:
         return guess
-    noise, other_noise = precisions(guess, whole, variation, m)
+    noise, other_noise = precisions(guess, whole, variation, m, pairs)
     weight = noise / (noise + other_noise)
     return max(weight * of_pairs + (1.0 - weight) * of_samples, of_samples / 4.0)

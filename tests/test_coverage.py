@@ -25,10 +25,11 @@ FALSE_FAIL_RATE = 1e-3
 
 @pytest.fixture(autouse=True)
 def _fast_probes(monkeypatch):
-    def probes(distribution, *, size, block, seed, dtype):
+    def probes(distribution, *, size, first=0, count, seed, dtype):
         assert distribution == "rademacher"
-        bits = np.random.default_rng([*seed, block]).integers(0, 2, (size, 8))
-        return tf.constant(2.0 * bits - 1.0, dtype)
+        generators = [np.random.default_rng([*seed, i]) for i in range(first, first + count)]
+        bits = [generator.integers(0, 2, size) for generator in generators]
+        return tf.constant(2.0 * np.array(bits) - 1.0, dtype)
 
     for estimator in (deflated, hutchinson):
         monkeypatch.setattr(estimator, "probes", probes)

@@ -29,9 +29,9 @@ def test_blocks_are_bounded(monkeypatch):
     widths = []
 
     class Watched(DenseOperator):
-        def matmat(self, V):
-            widths.append(V.shape[1])
-            return super().matmat(V)
+        def row_products(self, V):
+            widths.append(V.shape[0])
+            return super().row_products(V)
 
     monkeypatch.setattr(exact, "_BLOCK_ENTRIES", 7 * 300)
     estimates, _ = Exact()(Watched(MATRIX))

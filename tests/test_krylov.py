@@ -11,7 +11,7 @@ from tests.oracles import SPECTRA, symmetric_matrix
 
 def space_of(matrix, steps, seed=0):
     start = np.random.default_rng(seed).choice([-1.0, 1.0], (len(matrix), 1)).astype(matrix.dtype)
-    space = Krylov(tf.constant(start), tf.constant(matrix @ start))
+    space = Krylov(tf.constant(start.T), tf.constant((matrix @ start).T))
     spent = extend_together([space], DenseOperator(matrix), steps - 1)
     assert spent == space.size - 1
     return start, space
@@ -19,7 +19,7 @@ def space_of(matrix, steps, seed=0):
 
 def basis_of(space):
     """Q, read off by products with unit vectors."""
-    n = space.following.shape[0]
+    n = space.following.shape[1]
     return space.coordinates(tf.eye(n, dtype=space.following.dtype)).T
 
 
@@ -32,11 +32,11 @@ def test_the_basis_is_orthonormal_and_makes_the_matrix_tridiagonal(spectrum, dty
     assert basis.shape == (120, space.size)
     np.testing.assert_allclose(basis[:, :1], start / np.sqrt(120.0), rtol=4 * eps)
     np.testing.assert_allclose(basis.T @ basis, np.eye(space.size), atol=8 * eps)
-    np.testing.assert_allclose(basis.T @ space.following.numpy(), 0.0, atol=8 * eps)
+    np.testing.assert_allclose(space.following.numpy() @ basis, 0.0, atol=8 * eps)
     size = np.linalg.norm(matrix, 2)
     inner = basis.T @ matrix.astype("float64") @ basis
     np.testing.assert_allclose(space.tridiagonal, inner, atol=8 * eps * size)
-    crossing = space.beta * space.following.numpy() * np.eye(space.size)[-1:]
+    crossing = space.beta * space.following.numpy().T * np.eye(space.size)[-1:]
     products = matrix.astype("float64") @ basis
     np.testing.assert_allclose(products - basis @ inner, crossing, atol=8 * eps * size)
 
@@ -75,7 +75,7 @@ def test_tails_are_those_of_the_projected_matrix():
         basis = basis_of(space)
         outside = np.eye(120) - basis @ basis.T
         expected = np.sum((outside @ matrix @ outside @ vectors) ** 2, axis=0)
-        tails = space.tails(tf.constant(vectors), tf.constant(matrix @ vectors))
+        tails = space.tails(tf.constant(vectors.T), tf.constant((matrix @ vectors).T))
         whole = np.sum((matrix @ vectors) ** 2, axis=0)
         assert np.all(tails >= expected)
         np.testing.assert_allclose(tails - expected, 0.0, atol=1e-14 * whole.max())

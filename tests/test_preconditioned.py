@@ -59,7 +59,7 @@ def test_folds_and_layers_are_those_of_the_operator():
     assert (operator.shares, operator.layers) == (plain.shares, plain.layers)
     assert (operator.dtype, operator.products) == (plain.dtype, "autodiff")
     vectors = tf.constant(np.random.default_rng(0).normal(size=(51, 2)))
-    parts = [part.numpy() for part in operator.fold_products(vectors)]
+    parts = [part.numpy().T for part in operator.fold_products(tf.transpose(vectors))]
     assert len(parts) == 3
     mean = np.tensordot(operator.shares, parts, axes=1)
     np.testing.assert_allclose(operator.matmat(vectors), mean, rtol=1e-12, atol=1e-14)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,13 @@ from keras_hessian_callback.basis import Basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
-from keras_hessian_callback.linalg import PROBES_PER_BLOCK, Seed, leading_basis, probes
+from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, leading_basis, probes
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
 
-_BASIS_BYTES = 2 * 2**30  # that the basis and its products may take
+_HELD = 5  # vectors for one of the basis: carried, in use, its product, and 2 to make the next
+_SUMS = 2  # vectors that sums over all probes take
 _FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
 _PLANNED = 0.6  # of the target: what was planned for that seldom misses it
 
@@ -55,10 +56,10 @@ class Deflated:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: At most `max_matvecs` products, in blocks of up to 8. Memory: the carried basis, k n
-    floats (k at most `max_rank`); while measuring 2 (k + m) n with m probes, at most
-    2 `max_matvecs` n, and the operator's blocks (n, 8). Where 2 k n floats would pass 2 GiB,
-    k is lowered, down to none, with a warning.
+    Cost: At most `max_matvecs` products, in blocks of up to 8. Memory: between measurements the
+    carried basis, k vectors of n floats (k at most `max_rank`); while measuring 5 k + m + 2 with m
+    probes, and what the operator's products take. Where there is less room, fewer probes are kept
+    to compare with each other, and k is lowered, down to none, with a warning.
 
     Example:
 
@@ -124,12 +125,14 @@ class Deflated:
 
     def check(self, operator: LinearOperator) -> None:
         """Warns where the basis would not fit."""
-        fits = self._rank_that_fits(operator)
+        fits, _ = self._what_fits(operator)
         if fits < self._rank:
+            gigabytes = _HELD * self._rank * operator.shape[0] * operator.dtype.itemsize / 2**30
             warnings.warn(
-                f"A basis of {self._rank} vectors of {operator.shape[0]:,} weights takes more "
-                f"than {_BASIS_BYTES / 2**30:.0f} GiB, so {fits or 'none'} are kept. The error "
-                "bars say what that costs; more probes (`max_matvecs`) make up for it.",
+                f"A basis of {self._rank} vectors of {operator.shape[0]:,} weights takes "
+                f"{gigabytes:.1f} GiB while measuring, more than is left of the memory limit, so "
+                f"{fits or 'none'} are kept. The error bars say what that costs; more probes "
+                "(`max_matvecs`) make up for it, or a higher `memory_limit`.",
                 stacklevel=2,
             )
 
@@ -157,17 +160,17 @@ class Deflated:
         self, operator: LinearOperator, seed: Seed, state: Any
     ) -> tuple[Findings, Basis | None]:
         n = operator.shape[0]
-        split = Split(operator)
+        most, kept = self._what_fits(operator)
+        split = Split(operator, room=kept)
         if n <= self.max_matvecs:
             split.deflate(tf.eye(n, dtype=operator.dtype))  # all of it: exact
             return split_estimates(split, split), None
-        most = self._rank_that_fits(operator)
-        draws = _Draws(n, seed, operator.dtype)
+        draws = _Draws(operator, seed)
         spare = min(most, self.max_matvecs // 10)
         carried = state if isinstance(state, Basis) and state.fits(operator) else None
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
-            split.deflate(carried.vectors[:, :rank])
+            split.deflate(carried.vectors[:rank])
             split.probe(draws.take(min(first, self.max_matvecs - rank)))
         else:
             split.probe(draws.take(max(2, min(round(self.max_matvecs / 3), 16))))
@@ -177,13 +180,13 @@ class Deflated:
                 break
             added, width, planned = self._next(split, left, most)
             if added:
-                split.deflate(leading_basis(split.residuals, added)[0])
+                split.deflate(leading_basis(split.residuals.blocks, added)[0])
             split.probe(draws.take(width))
         top = split
         if split.finite and not split.rank and spare:
             # A flat spectrum: these are for its ends and for the next measurement alone.
             top = Split(operator)
-            top.deflate(leading_basis(split.residuals, spare)[0])
+            top.deflate(leading_basis(split.residuals.blocks, spare)[0])
             split.num_matvecs += top.num_matvecs
         finite = split.finite and top.finite
         return split_estimates(split, top), _next_basis(split, top, most) if finite else None
@@ -192,9 +195,13 @@ class Deflated:
     def _rank(self) -> int:
         return self.max_rank or max(1, self.max_matvecs - 4)
 
-    def _rank_that_fits(self, operator: LinearOperator) -> int:
-        column = 2 * operator.shape[0] * operator.dtype.itemsize
-        return min(self._rank, _BASIS_BYTES // column)
+    def _what_fits(self, operator: LinearOperator) -> tuple[int, float]:
+        """Rows of the basis, and residuals that are kept: all, or a block or two."""
+        room = operator.room - _SUMS
+        if room >= _HELD * self._rank + self.max_matvecs:
+            return self._rank, math.inf
+        kept = max(2, min(self.max_matvecs, BLOCK_SIZE, int(room / 3)))
+        return max(0, min(self._rank, int((room - kept) / _HELD))), kept
 
     def _reached(self, split: Split) -> bool:
         """Whether the interval is as narrow as `target_error` asks.
@@ -213,7 +220,7 @@ class Deflated:
         """Columns of the basis to use, probes to draw first, and whether these should do."""
         if carried is None:
             return 0, 0, False
-        ranks = range(fewest, min(carried.vectors.shape[1], most, self.max_matvecs - 2) + 1)
+        ranks = range(fewest, min(carried.vectors.shape[0], most, self.max_matvecs - 2) + 1)
         options = [
             (rank, self._outlook(carried.variances[rank], carried.square, rank, self.max_matvecs))
             for rank in ranks
@@ -230,16 +237,17 @@ class Deflated:
         m = len(split.tails)
         square = split.exact + float(np.mean(split.tails))
         best, outlook = 0, self._outlook(now, square, 0, left, drawn=m)
-        for rank in range(1, min(most - split.rank, m, left - 2) + 1):
-            # What m - 2 columns leave is known; fewer are taken to leave what lies between.
-            variance = now * share ** min(1.0, rank / max(1, m - 2))
+        kept = len(split.residuals.products_at_hand)
+        for rank in range(1, min(most - split.rank, kept, left - 2) + 1):
+            # What all but 2 rows leave is known; fewer are taken to leave what lies between.
+            variance = now * share ** min(1.0, rank / max(1, kept - 2))
             other = self._outlook(variance, square, rank, left)
             if other[::-1] < outlook[::-1]:
                 best, outlook = rank, other
         # Of a basis that no measurement has tried yet, few probes might see too little.
-        fewest = PROBES_PER_BLOCK if best else _FEWEST_PROBES
+        fewest = BLOCK_SIZE if best else _FEWEST_PROBES
         planned = outlook[1] == 0.0
-        width = outlook[0] - best if planned else PROBES_PER_BLOCK
+        width = outlook[0] - best if planned else BLOCK_SIZE
         return best, min(max(fewest, width), left - best), planned
 
     def _outlook(
@@ -269,45 +277,44 @@ class Deflated:
 
 
 class _Draws:
-    """Probes one after another, whatever the widths that they are taken in."""
+    """Probes one after another, whatever the blocks that they are taken in."""
 
-    def __init__(self, size: int, seed: Seed, dtype: np.dtype) -> None:
-        self._size, self._seed, self._dtype = size, seed, dtype
-        self._next_block = 0
-        self._rest = tf.zeros([size, 0], dtype)
+    def __init__(self, operator: LinearOperator, seed: Seed) -> None:
+        self._operator, self._seed = operator, seed
+        self._next = 0
 
-    def take(self, count: int) -> tf.Tensor:
-        """The next `count` probes, (n, count)."""
-        while self._rest.shape[1] < count:
-            block = probes(
+    def take(self, count: int) -> Iterator[tf.Tensor]:
+        """The next `count` probes, in blocks (w, n)."""
+        while count > 0:
+            width = min(count, self._operator.block_size)
+            yield probes(
                 "rademacher",
-                size=self._size,
-                block=self._next_block,
+                size=self._operator.shape[0],
+                first=self._next,
+                count=width,
                 seed=self._seed,
-                dtype=self._dtype,
+                dtype=self._operator.dtype,
             )
-            self._rest = tf.concat([self._rest, block], axis=1)
-            self._next_block += 1
-        left = self._rest.shape[1] - count
-        taken, self._rest = tf.split(self._rest, [count, left], axis=1)
-        return taken
+            self._next += width
+            count -= width
 
 
 def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
-    """The leading left singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration."""
-    m = len(split.tails)
-    residuals = split.residuals * tf.constant(max(1, m) ** -0.5, split.residuals.dtype)
-    vectors, squares = leading_basis(tf.concat([top.products, residuals], axis=1), most)
-    if not vectors.shape[1]:
+    """The leading right singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration."""
+    residuals = split.residuals.blocks
+    scale = max(1, len(split.residuals.products_at_hand)) ** -0.5
+    scales = [1.0, *[scale] * len(residuals)]
+    vectors, squares = leading_basis([top.products, *residuals], most, scales)
+    if not vectors.shape[0]:
         return None
     now, share = split.spread.variance, split.variance_left()
     # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.
     # With eigenvectors spread over all n entries the second sum takes a direction's share back.
-    spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[0]
+    spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[1]
     parts = 2.0 * squares * np.maximum(squares - spread_out, 0.0)
     parts[split.rank :] *= (
         now * (1.0 - share) / max(parts[split.rank :].sum(), np.finfo(float).tiny)
     )
     variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
     square = split.exact + float(np.mean(split.tails))
-    return Basis(vectors, variances[: vectors.shape[1] + 1], square)
+    return Basis(vectors, variances[: vectors.shape[0] + 1], square)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import exact_estimate
-from keras_hessian_callback.linalg import Seed, column_square_sums
+from keras_hessian_callback.linalg import Seed, square_sums
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Estimate, Findings
 
@@ -71,10 +71,10 @@ class Exact:
         if n <= self.max_parameters:
             return
         block = _unit_vectors(operator, 0, min(8, _width(n)))
-        operator.matmat(block)  # the first call is slower
+        operator.row_products(block)  # the first call is slower
         start = time.perf_counter()
-        operator.matmat(block)
-        seconds = (time.perf_counter() - start) / block.shape[1] * n
+        operator.row_products(block)
+        seconds = (time.perf_counter() - start) / block.shape[0] * n
         raise ValueError(
             f"The exact Hessian norm of a model with {n:,} trainable parameters takes {n:,} "
             f"products, about {_duration(seconds)} a measurement. Use method='stochastic', or "
@@ -103,9 +103,9 @@ class Exact:
         square = trace = 0.0
         progress = _Progress(n)
         for first in range(0, n, width):
-            columns = operator.matmat(_unit_vectors(operator, first, min(first + width, n)))
-            square += float(column_square_sums(columns).sum())
-            diagonal = tf.linalg.diag_part(columns[first : first + width])
+            rows = operator.row_products(_unit_vectors(operator, first, min(first + width, n)))
+            square += float(square_sums(rows).sum())
+            diagonal = tf.linalg.diag_part(rows[:, first : first + width])
             trace += float(tf.reduce_sum(tf.cast(diagonal, tf.float64)))
             progress.show(min(first + width, n))
         progress.close()
@@ -157,8 +157,8 @@ def _width(n: int) -> int:
 
 
 def _unit_vectors(operator: LinearOperator, first: int, last: int) -> tf.Tensor:
-    """Columns first to last (exclusive) of the identity: (n, last - first)."""
-    return tf.one_hot(np.arange(first, last), operator.shape[0], axis=0, dtype=operator.dtype)
+    """Rows first to last (exclusive) of the identity: (last - first, n)."""
+    return tf.one_hot(np.arange(first, last), operator.shape[0], dtype=operator.dtype)
 
 
 def _duration(seconds: float) -> str:

@@ -10,11 +10,10 @@ from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import mean_estimate, root_mean_estimate
 from keras_hessian_callback.linalg import (
     PROBES,
-    PROBES_PER_BLOCK,
     Seed,
-    column_dots,
-    column_square_sums,
     probes,
+    row_dots,
+    square_sums,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
@@ -44,8 +43,8 @@ class Hutchinson:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: `num_probes` products in blocks of 8; memory with the operator's: about 8 blocks
-    (n, 8).
+    Cost: `num_probes` products in blocks of up to 8; memory: that of the operator's products, and
+    no vector more.
 
     Example:
 
@@ -98,17 +97,18 @@ class Hutchinson:
             `"frobenius_norm"` and `"trace"`, and None.
         """
         squares, quadratics = [], []
-        for number, first in enumerate(range(0, self.num_probes, PROBES_PER_BLOCK)):
+        for first in range(0, self.num_probes, operator.block_size):
             block = probes(
                 self.distribution,
                 size=operator.shape[0],
-                block=number,
+                first=first,
+                count=min(operator.block_size, self.num_probes - first),
                 seed=seed,
                 dtype=operator.dtype,
-            )[:, : self.num_probes - first]
-            products = operator.matmat(block)
-            squares.append(column_square_sums(products))
-            quadratics.append(column_dots(block, products))
+            )
+            products = operator.row_products(block)
+            squares.append(square_sums(products))
+            quadratics.append(row_dots(block, products))
         num_matvecs = self.num_probes
         estimates = {
             "frobenius_norm": root_mean_estimate(np.concatenate(squares), num_matvecs=num_matvecs),

@@ -17,16 +17,14 @@ from keras_hessian_callback.intervals import (
 )
 from keras_hessian_callback.krylov import Krylov, extend_together
 from keras_hessian_callback.linalg import (
-    PROBES_PER_BLOCK,
     Seed,
-    column_dots,
-    column_square_sums,
     probes,
+    row_dots,
+    square_sums,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Estimate, Findings, Spectrum
 
-_BASES_BYTES = 2 * 2**30  # that the bases of the probes in work may take
 _FEWEST_STEPS = 10  # below which fewer probes are better than fewer steps
 
 
@@ -70,8 +68,9 @@ class Lanczos:
     Cost: `num_probes` times `num_steps` products in blocks of up to 8, and for each of these
     2 `num_steps` n multiplications on average, which keep the vectors orthogonal: with 4 x 30,
     20 s on a CPU where n is a million, 0.4 s where it is 6,000. Memory: `num_steps` n floats
-    for each probe in work, and blocks of 8. At most 8 probes are in work at a time, fewer where
-    these would pass 2 GiB; where two would, `num_steps` is lowered, with a warning.
+    for each probe in work and once more, and the products'. At most 8 probes are in work at a time,
+    fewer where there is less room; where it is less than two take, `num_steps` is lowered, with a
+    warning.
 
     Example:
 
@@ -124,18 +123,19 @@ class Lanczos:
         if steps < min(self.num_steps, operator.shape[0]):
             warnings.warn(
                 f"Two bases of {self.num_steps} vectors of {operator.shape[0]:,} weights take more "
-                f"than {_BASES_BYTES / 2**30:.0f} GiB, so num_steps={steps} is used: the spectrum "
-                f"is resolved less. Set num_steps={steps} to be rid of this message.",
+                f"than is left of the memory limit, so num_steps={steps} is used: the spectrum is "
+                f"resolved less. Set num_steps={steps} to be rid of this message, or a higher "
+                "`memory_limit`.",
                 stacklevel=2,
             )
 
     def _what_fits(self, operator: LinearOperator) -> tuple[int, int]:
         """Steps, and probes at a time. With these the first basis is kept, for all."""
-        columns = _BASES_BYTES // (operator.shape[0] * operator.dtype.itemsize)
         steps = min(self.num_steps, operator.shape[0])
-        if 2 * steps > columns:
-            return max(1, columns // 2), 1
-        return steps, min(self.num_probes, PROBES_PER_BLOCK, columns // steps - 1)
+        if 2 * steps > operator.room:
+            return max(1, int(operator.room // 2)), 1
+        most = operator.room / steps - 1.0
+        return steps, int(min(self.num_probes, operator.block_size, most))
 
     def __call__(
         self, operator: LinearOperator, *, seed: Seed = 0, state: Any = None
@@ -164,11 +164,11 @@ class Lanczos:
         kept: list[Krylov] = []  # the first one
         spent = 0
         for vectors in self._groups(operator, seed, width):
-            products = operator.matmat(vectors)
-            squares.append(column_square_sums(products))
-            quadratics.append(column_dots(vectors, products))
-            columns = [tf.split(block, block.shape[1], axis=1) for block in (vectors, products)]
-            spaces = [Krylov(*column) for column in zip(*columns, strict=True)]
+            products = operator.row_products(vectors)
+            squares.append(square_sums(products))
+            quadratics.append(row_dots(vectors, products))
+            rows = [tf.split(block, block.shape[0], axis=0) for block in (vectors, products)]
+            spaces = [Krylov(*pair) for pair in zip(*rows, strict=True)]
             spent += len(spaces) + extend_together(spaces, operator, steps - 1)
             if not all(space.finite for space in spaces):
                 return _nothing(self.num_probes, spent)
@@ -190,16 +190,15 @@ class Lanczos:
 
     def _groups(self, operator: LinearOperator, seed: Seed, width: int) -> Iterator[tf.Tensor]:
         """The probes, at most so many at a time: the same ones for every width."""
-        for number, first in enumerate(range(0, self.num_probes, PROBES_PER_BLOCK)):
-            block = probes(
+        for first in range(0, self.num_probes, width):
+            yield probes(
                 "rademacher",
                 size=operator.shape[0],
-                block=number,
+                first=first,
+                count=min(width, self.num_probes - first),
                 seed=seed,
                 dtype=operator.dtype,
-            )[:, : self.num_probes - first]
-            for start in range(0, block.shape[1], width):
-                yield block[:, start : start + width]
+            )
 
 
 class _Run(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.linalg import map_columns, pack
+from keras_hessian_callback.linalg import map_rows, pack
 from keras_hessian_callback.objective import Objective, dense
 from keras_hessian_callback.second_order import SecondDerivativeError
 
@@ -22,10 +22,10 @@ def autodiff_products(
         objective: The loss.
         weights: One tensor per trainable variable.
         batch: The examples.
-        vectors: (n, k), a vector a column.
+        vectors: (k, n), a vector a row.
 
     Returns:
-        The loss, its masses, the products (n, k), and the gradient (n,).
+        The loss, its masses, the products (k, n), and the gradient (n,).
     """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(weights)
@@ -41,5 +41,5 @@ def autodiff_products(
             ) from error
         return dense(products, weights)
 
-    products = map_columns(product, vectors, weights)
+    products = map_rows(product, vectors, weights)
     return loss, masses, products, pack(gradient, vectors.dtype)

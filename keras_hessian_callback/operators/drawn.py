@@ -132,13 +132,13 @@ def _check_weighted(traced: TracedProducts, first: Batch, last: Batch) -> None:
 def _what_is_not_weighted(
     traced: TracedProducts, weights: Sequence[tf.Tensor], first: Batch, last: Batch
 ) -> str | None:
-    column = check_vector(weights)
+    vector = check_vector(weights)
     masses = []
 
     def product(batch: Batch) -> np.ndarray:
-        _, mass, products = traced(weights, batch, column)
+        _, mass, products = traced(weights, batch, vector)
         masses.append(float(tf.reduce_sum(mass)))
-        return products.numpy()[:, 0]
+        return products.numpy()[0]
 
     def without(batch: Batch) -> Batch:
         return batch._replace(importance=tf.zeros_like(batch.importance))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.linalg import machine_epsilon, map_columns, pack
+from keras_hessian_callback.linalg import machine_epsilon, map_rows, pack
 from keras_hessian_callback.objective import Objective
 
 
@@ -30,10 +30,10 @@ def finite_difference_products(
         objective: The loss.
         weights: One tensor per trainable variable.
         batch: The examples.
-        vectors: (n, k), a vector a column.
+        vectors: (k, n), a vector a row.
 
     Returns:
-        The loss, its masses, and the products (n, k).
+        The loss, its masses, and the products (k, n).
     """
     epsilon = machine_epsilon(objective.dtypes())
     origin = pack(weights, vectors.dtype)
@@ -55,4 +55,4 @@ def finite_difference_products(
         pairs = zip(gradient(step, 1.0), gradient(step, -1.0), strict=True)
         return [(ahead - behind) * (norm / (2.0 * distance)) for ahead, behind in pairs]
 
-    return loss, masses, map_columns(product, vectors, weights)
+    return loss, masses, map_rows(product, vectors, weights)

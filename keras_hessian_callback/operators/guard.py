@@ -51,24 +51,24 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
     gradients = _Gradients(traced, batch)
     distances = _DISTANCES_ROUNDED if rounds_inside(traced.concrete) else _DISTANCES
     place = gradients.nearby
-    first = gradients.compare(place(0), distances[0], block=0)
+    first = gradients.compare(place(0), distances[0], number=0)
     if not np.isfinite(first.error).all():  # out of the domain of the loss
         place = gradients.own
-        first = gradients.compare(place(0), distances[0], block=0)
+        first = gradients.compare(place(0), distances[0], number=0)
     for distance in distances:
         if distance != distances[0]:
-            first = gradients.compare(place(0), distance, block=0)
+            first = gradients.compare(place(0), distance, number=0)
         if first.clears():
             return
         wrong = first.wrong()
         for number in (1, 2):
             if wrong.any():
-                elsewhere = gradients.compare(place(number), distance, block=number)
+                elsewhere = gradients.compare(place(number), distance, number=number)
                 if elsewhere.clears():
                     return
                 wrong &= elsewhere.wrong()
         if wrong.any():
-            _judge(traced, first, gradients.compare(place(0), distance, block=1), wrong)
+            _judge(traced, first, gradients.compare(place(0), distance, number=1), wrong)
             return
 
 
@@ -123,14 +123,15 @@ class _Gradients:
             moved.append(weight + scale * noise)
         return pack(moved, tf.float64).numpy()
 
-    def compare(self, point: np.ndarray, distance: float, *, block: int) -> _Comparison:
+    def compare(self, point: np.ndarray, distance: float, *, number: int) -> _Comparison:
         """One product at `point`, against differences over `distance` and twice that."""
         n = len(point)
-        vector = probes("rademacher", size=n, block=block, seed=0, dtype=np.dtype("float64"))
-        vector = vector[:, 0].numpy() / math.sqrt(n)
+        dtype = np.dtype("float64")
+        vector = probes("rademacher", size=n, first=number, count=1, seed=0, dtype=dtype)
+        vector = vector[0].numpy() / math.sqrt(n)
         h = distance * (1.0 + math.sqrt(np.mean(point**2)))
-        product, gradient = self._at(point, vector[:, None])
-        product = product[:, 0]
+        product, gradient = self._at(point, vector[None])
+        product = product[0]
         over_h = over_2h = self._difference(point, vector, h)
         size = np.maximum(self._norms(over_h), self._norms(product))
         error = self._norms(product - over_h)
@@ -147,7 +148,7 @@ class _Gradients:
         )
 
     def _difference(self, point: np.ndarray, vector: np.ndarray, h: float) -> np.ndarray:
-        none = np.zeros([len(point), 0])
+        none = np.zeros([0, len(point)])
         ahead, behind = (self._at(point + s * vector, none)[1] for s in (h, -h))
         return (ahead - behind) / (2.0 * h)
 

@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.data import check_batch_size, check_training
 from keras_hessian_callback.errors import ran_out_of_memory, summary
-from keras_hessian_callback.linalg import Seed, add_scaled
+from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, add_scaled
+from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
 from keras_hessian_callback.operators.guard import check_derivatives
-from keras_hessian_callback.operators.linear_operator import Vectors, check_products
+from keras_hessian_callback.operators.linear_operator import (
+    Vectors,
+    check_products,
+    columns_by_rows,
+)
+from keras_hessian_callback.operators.planning import Plan, plan
 from keras_hessian_callback.operators.shares import find_shares
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance, check_drawn, held_out
@@ -39,7 +46,12 @@ class HessianOperator:
         products: `"autodiff"`, exact up to rounding; refused where TensorFlow's second
             derivatives are missing or wrong. `"finite_difference"`, central differences of the
             gradient. `"auto"`: the first, and with a warning the second where it is refused.
-        batch_size: Int of at least 1: examples per micro-batch. None: all at once.
+        batch_size: Int of at least 1: examples per micro-batch, the folds of estimators. None: all
+            in one; as many at a time as the memory allows.
+        memory_limit: Int: bytes that the measurements should take at most, beside the model and the
+            data. None: half of what is free now. Examples and vectors are computed on in portions
+            that fit, by what a few examples were seen to take (on Linux, on CPUs); where memory
+            runs out all the same, the portions are halved.
         loss_fn: `loss_fn(model, x, y, sample_weight) -> scalar`, instead of the compiled loss.
         training: True: the loss in training mode, with batch normalisation by the statistics of
             the examples and the same dropout masks at every product and every measurement. All
@@ -53,8 +65,8 @@ class HessianOperator:
     Cost: A product is 1 to 2 gradients in a block of 8, 2 to 3 alone (benchmarks/README.md).
     Construction traces once and checks with a product and a gradient; with micro-batches also
     with a product on each two neighbours together. Memory beside the model's: the activations
-    of the gradient and of two products on a micro-batch (on two, in that check), and 4 blocks
-    (n, k).
+    of the gradient and of two products on a micro-batch (on two, in that check), and 4 k + 8
+    vectors of n floats for a block of k: `peak_bytes`.
 
     Example:
 
@@ -80,19 +92,21 @@ class HessianOperator:
         *,
         products: str = "autodiff",
         batch_size: int | None = None,
+        memory_limit: int | None = None,
         loss_fn: LossFn | None = None,
         training: bool = False,
     ) -> None:
         check_products(products)
         check_batch_size(batch_size)
+        check_memory_limit(memory_limit)
         check_training(training, batch_size)
         self._objective = Objective(model, loss_fn, training=training)
         self._data = held_out(data)
         check_drawn(self._data, training=training, loss_fn=loss_fn)
-        self._batch_size = batch_size
+        self._batch_size, self._memory_limit = batch_size, memory_limit
         self._batches = self._data.micro_batches(batch_size)
         # Keras divides losses by the number of replicas in the scope of a strategy.
-        self._traced, self._shares = outside_scope(lambda: self._choose(products))
+        self._traced, self._shares, self._plan = outside_scope(lambda: self._choose(products))
         self._draws: Draws | None = None
         if isinstance(self._data, Importance):
             pool = self._data
@@ -127,6 +141,31 @@ class HessianOperator:
         """Examples that are computed on at a time: fewer than asked for where memory ran out."""
         size = min(self._batch_size or self.num_examples, self.num_examples)
         return self._traced.portions.at_a_time(size)
+
+    @property
+    def block_size(self) -> int:
+        """Vectors that are multiplied at a time."""
+        return min(self._traced.portions.vectors or BLOCK_SIZE, self._plan.block_size)
+
+    @property
+    def peak_bytes(self) -> float:
+        """Bytes that a block of products was planned to take at its peak, beside model and data.
+
+        (4 k + 8) n floats for k = `block_size`, and the activations of `batch_size` examples. NaN
+        where memory cannot be seen.
+        """
+        return self._plan.bytes
+
+    @property
+    def room(self) -> float:
+        """Vectors of n floats that an estimator may hold beside, within the memory limit."""
+        return self._plan.room
+
+    def lower_room(self) -> bool:
+        """Halves `room`, where memory ran out on an estimator's vectors; False: there is none."""
+        had = self._plan.room
+        self._plan = self._plan._replace(room=float(had // 2))
+        return had >= 1
 
     @property
     def pool_size(self) -> int | None:
@@ -194,27 +233,38 @@ class HessianOperator:
         """
         if V.ndim != 2 or V.shape[0] != self.shape[0]:
             raise ValueError(f"`matmat` takes a block ({self.shape[0]}, k); got shape {V.shape}.")
+        return columns_by_rows(self, V)
+
+    def row_products(self, V: Vectors) -> tf.Tensor:
+        """The products with the rows of a block, as rows: vectors lie in one piece each.
+
+        Args:
+            V: (k, n) array or tensor.
+
+        Returns:
+            (k, n) tensor.
+        """
         total: Any = None
         for share, part in zip(self.shares, self.fold_products(V), strict=True):
             total = add_scaled(total, share, part)
-        return total if tf.is_tensor(V) else total.numpy()
+        return total
 
     def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
-        """The products with the Hessian of each micro-batch; their mean by `shares` is `matmat`'s.
+        """The row products with the Hessian of each micro-batch; their mean is `row_products`'s.
 
         Args:
-            V: (n, k) array or tensor.
+            V: (k, n) array or tensor.
 
         Yields:
-            (n, k) tensors, one a micro-batch.
+            (k, n) tensors, one a micro-batch, to be weighted by `shares`.
         """
         vectors = tf.cast(V, self.dtype)
         weights = self._objective.weights()
         for batch in self._batches:
             yield self._traced(weights, batch, vectors)[2]
 
-    def _choose(self, products: str) -> tuple[TracedProducts, list[float]]:
-        """The products that can be had, and the share of each micro-batch."""
+    def _choose(self, products: str) -> tuple[TracedProducts, list[float], Plan]:
+        """The products that can be had, the share of each micro-batch, and what fits."""
         if products != "finite_difference":
             try:
                 return self._made_by("autodiff")
@@ -228,9 +278,11 @@ class HessianOperator:
                 )
         return self._made_by("finite_difference")
 
-    def _made_by(self, products: str) -> tuple[TracedProducts, list[float]]:
+    def _made_by(self, products: str) -> tuple[TracedProducts, list[float], Plan]:
         traced = TracedProducts(self._objective, self._batches[0], products)
         try:
+            planned = plan(traced, self._batches[0], self._memory_limit)
+            traced.portions.limit(planned.examples, planned.vectors)
             shares = find_shares(traced, self._batches)
         except tf.errors.OpError as error:
             if products == "autodiff" and self._has_gradient(traced):
@@ -248,35 +300,13 @@ class HessianOperator:
                     f"float64 ({summary(error)}).",
                     stacklevel=2,
                 )
-        return traced, shares
+        return traced, shares, planned
 
     def _has_gradient(self, traced: TracedProducts) -> bool:
         """Whether the graph runs where no product is asked for."""
-        none = tf.zeros([traced.num_parameters, 0], traced.dtype)
+        none = tf.zeros([0, traced.num_parameters], traced.dtype)
         try:
             traced(self._objective.weights(), self._batches[0], none)
         except tf.errors.OpError:
             return False
         return True
-
-
-def check_training(training: bool, batch_size: int | None) -> None:
-    """Raises unless `training` is a bool, and False where there are micro-batches."""
-    if not isinstance(training, bool):
-        raise TypeError(f"`training` must be True or False; got {training!r}.")
-    if training and batch_size is not None:
-        raise ValueError(
-            f"training=True takes all examples at once; got batch_size={batch_size}. Batch "
-            "normalisation by the statistics of micro-batches is the loss of another network. "
-            "Use batch_size=None, with fewer examples if memory is short."
-        )
-
-
-def check_batch_size(batch_size: int | None) -> None:
-    """Raises unless `batch_size` is None or an int of at least 1."""
-    if batch_size is None:
-        return
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-        raise TypeError(f"`batch_size` must be an integer or None; got {batch_size!r}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")

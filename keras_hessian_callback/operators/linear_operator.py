@@ -1,10 +1,13 @@
 """The contract between operators and estimators, and a dense operator for small matrices."""
 
+import math
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
+
+from keras_hessian_callback.linalg import BLOCK_SIZE
 
 Vectors = TypeVar("Vectors", np.ndarray, tf.Tensor)
 
@@ -33,12 +36,23 @@ class LinearOperator(Protocol):
     def matmat(self, V: Vectors) -> Vectors:
         """The products with the columns of V (n, k); arrays give arrays, tensors tensors."""
 
+    def row_products(self, V: tf.Tensor) -> tf.Tensor:
+        """The products with the rows of V (k, n), as rows: V H. No vector is transposed."""
+
     @property
     def shares(self) -> tuple[float, ...]:
         """The share of each fold: parts of the data, whose weighted mean the matrix is."""
 
     def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
-        """The products (n, k) with the matrix of each fold; at the cost of `matmat`."""
+        """V H_f (k, n) with the matrix H_f of each fold; at the cost of `row_products`."""
+
+    @property
+    def block_size(self) -> int:
+        """Vectors that are best multiplied at a time: more would take more memory than planned."""
+
+    @property
+    def room(self) -> float:
+        """Vectors (n,) that an estimator may hold beside what the products take."""
 
     @property
     def layers(self) -> tuple[tuple[str, slice], ...]:
@@ -55,6 +69,8 @@ class DenseOperator:
     products = "autodiff"
     layers: tuple[tuple[str, slice], ...] = ()
     shares: tuple[float, ...] = (1.0,)
+    block_size = BLOCK_SIZE
+    room = math.inf
 
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix = tf.constant(matrix)
@@ -67,12 +83,21 @@ class DenseOperator:
 
     def matmat(self, V: Vectors) -> Vectors:
         """The products with the columns of V (n, k)."""
-        products = self._matrix @ tf.convert_to_tensor(V)
-        return products if tf.is_tensor(V) else products.numpy()
+        return columns_by_rows(self, V)
+
+    def row_products(self, V: tf.Tensor) -> tf.Tensor:
+        """The products with the rows of V (k, n), as rows."""
+        return tf.matmul(V, self._matrix, transpose_b=True)
 
     def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
-        """The products, in one fold."""
-        yield self.matmat(V)
+        """The row products, in one fold."""
+        yield self.row_products(V)
+
+
+def columns_by_rows(operator: LinearOperator, V: Vectors) -> Vectors:
+    """The products of a symmetric operator with the columns of V (n, k), of the kind of V."""
+    products = tf.transpose(operator.row_products(tf.transpose(V)))
+    return products if tf.is_tensor(V) else products.numpy()
 
 
 def check_products(products: str) -> None:

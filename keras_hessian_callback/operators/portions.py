@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,10 +16,11 @@ from keras_hessian_callback.replicas import Workers
 
 Weights = Sequence[tf.Tensor]
 Parts = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-# Loss, masses and products (n, k), of weights, a batch and vectors (n, k).
+# Loss, masses and products (k, n), of weights, a batch and vectors (k, n).
 Compute = Callable[[Weights, Batch, tf.Tensor], Parts]
 
 _FEW = 8  # examples that tell whether portions may be averaged
+_SAME_SHARE = 1e-9  # difference of the shares in two outputs that rounding explains
 
 
 class Portions:
@@ -51,10 +51,15 @@ class Portions:
         self._devices, self._workers = devices, workers
         self._divisible: bool | None = None if divisible else False  # None: not yet looked at
         self.examples: int | None = None  # at a time, on a device; None: all
-        self._vectors: int | None = None
+        self.vectors: int | None = None
+
+    def limit(self, examples: int | None, vectors: int | None) -> None:
+        """Computes on so many examples and vectors at a time, from now on."""
+        self.examples = examples
+        self.vectors = vectors
 
     def __call__(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
-        """Loss, masses, and products (n, k) with vectors (n, k), at these weights.
+        """Loss, masses, and products (k, n) with vectors (k, n), at these weights.
 
         Raises:
             tf.errors.ResourceExhaustedError: If one vector and one example do not fit, or
@@ -68,13 +73,12 @@ class Portions:
                     raise
 
     def _in_portions(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
-        blocks = [vectors]
-        if self._vectors is not None and vectors.shape[1] > self._vectors:
-            starts = range(0, vectors.shape[1], self._vectors)
-            blocks = [vectors[:, start : start + self._vectors] for start in starts]
-        done = [self._on_all_devices(weights, batch, block) for block in blocks]
-        products = done[0][2] if len(done) == 1 else tf.concat([part[2] for part in done], axis=1)
-        return done[0][0], done[0][1], products
+        width = self.vectors
+        if width is None or vectors.shape[0] <= width:
+            return self._on_all_devices(weights, batch, vectors)
+        starts = range(0, vectors.shape[0], width)
+        done = [self._on_all_devices(weights, batch, vectors[i : i + width]) for i in starts]
+        return done[0][0], done[0][1], tf.concat([part[2] for part in done], axis=0)
 
     def _on_all_devices(self, weights: Weights, batch: Batch, vectors: tf.Tensor) -> Parts:
         size = size_of(batch)
@@ -87,27 +91,31 @@ class Portions:
         if count == 1:
             return self._compute(weights, batch, vectors)
         bounds = np.linspace(0, size, count + 1).round().astype(int).tolist()
-        portions = [cut(batch, *ends) for ends in itertools.pairwise(bounds)]
-        if self._workers is None:
-            return _mean(self._spread_out(weights, portions, vectors))
-        mine = portions[self._workers.index :: self._workers.count]
-        return _mean(self._spread_out(weights, mine, vectors), self._workers)
+        ends = list(itertools.pairwise(bounds))
+        if self._workers is not None:
+            ends = ends[self._workers.index :: self._workers.count]
+        mean = self._spread_out(weights, batch, ends, vectors)
+        return mean.of_all(self._workers)
 
     def _spread_out(
-        self, weights: Weights, portions: Sequence[Batch], vectors: tf.Tensor
-    ) -> list[Parts]:
-        """The products with each portion, by all devices of this process."""
+        self, weights: Weights, batch: Batch, ends: Sequence[tuple[int, int]], vectors: tf.Tensor
+    ) -> "_Mean":
+        """The mean over portions of the batch, by all devices of this process."""
+
+        def on_device(index: int) -> _Mean:
+            mean = _Mean()
+            with tf.device(self._devices[index] if self._devices else None):
+                for first, last in ends[index :: max(1, len(self._devices))]:
+                    mean.add(self._compute(weights, cut(batch, first, last), vectors))
+            return mean
+
         if not self._devices:
-            return [self._compute(weights, portion, vectors) for portion in portions]
-
-        def on_device(index: int) -> list[Parts]:
-            with tf.device(self._devices[index]):
-                mine = portions[index :: len(self._devices)]
-                return [self._compute(weights, portion, vectors) for portion in mine]
-
+            return on_device(0)
         with ThreadPoolExecutor(len(self._devices)) as pool:
-            done = list(pool.map(on_device, range(min(len(portions), len(self._devices)))))
-        return [part for parts in done for part in parts]
+            means = list(pool.map(on_device, range(min(len(ends), len(self._devices)))))
+        for other in means[1:]:
+            means[0].join(other)
+        return means[0]
 
     def at_a_time(self, size: int) -> int:
         """How many of so many examples a device computes on at a time."""
@@ -126,16 +134,16 @@ class Portions:
         """
         if self._workers is not None:
             return False
-        size, width = size_of(batch), vectors.shape[1]
+        size, width = size_of(batch), int(vectors.shape[0])
         fewer = self.at_a_time(size) > 1 and self._can_be_parted(weights, batch)
-        columns = min(self._vectors or width, width)
+        rows = min(self.vectors or width, width)
         goes_on = []
         if fewer:
             self.examples = -(-self.at_a_time(size) // 2)
             goes_on.append(f"{self.examples} examples")
-        if columns > 1:  # of one vector nothing is learned about blocks
-            self._vectors = -(-columns // 2)
-            goes_on.append(f"{self._vectors} vectors")
+        if rows > 1:  # of one vector nothing is learned about blocks
+            self.vectors = -(-rows // 2)
+            goes_on.append(f"{self.vectors} vectors")
         if goes_on:
             warnings.warn(
                 f"Memory ran out on {size} examples and {width} vectors: the products go on with "
@@ -175,20 +183,15 @@ class Portions:
         return is_mean(self._compute, weights, pair, self._tolerance)
 
 
-def shares_of(parts: Sequence[Parts], total: np.ndarray | None = None) -> np.ndarray | None:
-    """The share of each of some batches in a mean, by their masses; None: outputs differ.
-
-    Args:
-        parts: Of the batches.
-        total: Masses of all that the mean is over; None: these batches.
-    """
+def shares_of(parts: Sequence[Parts]) -> np.ndarray | None:
+    """The share of each of some batches in their mean, by their masses; None: outputs differ."""
     masses = np.stack([part[1].numpy() for part in parts])
-    total = masses.sum(axis=0) if total is None else total
-    valid = total > 0  # Keras' loss is 0 where nothing is valid
+    total = masses.sum(axis=0)
+    valid = total > 0.0  # Keras' loss is 0 where nothing is valid
     if not valid.any():
         return np.full(len(parts), 1.0 / len(parts))
     shares = masses[:, valid] / total[valid]
-    return shares[:, 0] if np.abs(shares - shares[:, :1]).max() <= 1e-9 else None
+    return shares[:, 0] if np.abs(shares - shares[:, :1]).max() <= _SAME_SHARE else None
 
 
 def is_mean(
@@ -211,66 +214,100 @@ def is_mean(
 
     Cost: A product on each batch and on each two neighbours.
     """
-    column = check_vector(weights)
+    vector = check_vector(weights)
 
     def holds(weights: Weights, parts: Sequence[Parts]) -> bool | None:
         for first in range(len(batches) - 1):
             one, other = pair = parts[first : first + 2]
-            together = compute(weights, concatenate(*batches[first : first + 2]), column)[2]
+            together = compute(weights, concatenate(*batches[first : first + 2]), vector)[2]
             if shares_of(pair) is None:
                 return False
             scale = max(float(tf.norm(block)) for block in (together, one[2], other[2]))
-            difference = float(tf.norm(together - _mean(pair)[2]))
+            mean = _Mean()
+            for part in pair:
+                mean.add(part)
+            difference = float(tf.norm(together - mean.of_all(None)[2]))
             if not math.isfinite(difference):
                 return None
             if difference > tolerance * scale:
                 return False
         return True
 
-    found = holds(weights, parts or [compute(weights, batch, column) for batch in batches])
+    found = holds(weights, parts or [compute(weights, batch, vector) for batch in batches])
     if found is not False:
         return found
     # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
     smaller = [0.3 * weight for weight in weights]
-    return holds(smaller, [compute(smaller, batch, column) for batch in batches])
+    return holds(smaller, [compute(smaller, batch, vector) for batch in batches])
 
 
 def check_vector(weights: Weights) -> tf.Tensor:
-    """The vector (n, 1) whose products are looked at."""
+    """The vector (1, n) whose products are looked at."""
     size = sum(math.prod(weight.shape) for weight in weights)
     dtype = np.result_type(np.float32, *(weight.dtype.as_numpy_dtype for weight in weights))
-    return probes("rademacher", size=size, block=0, seed=0, dtype=dtype)[:, :1]
+    return probes("rademacher", size=size, count=1, seed=0, dtype=dtype)
 
 
-def _mean(parts: Sequence[Parts], workers: Workers | None = None) -> Parts:
-    """Of batches that may be averaged: loss, masses and products of all together.
+class _Mean:
+    """Loss, masses and products of batches that may be averaged, summed as they come in.
 
-    Args:
-        parts: Of the batches.
-        workers: Those that have the parts of other batches; None: these are all.
+    Each counts by its mass; where none has any, all count the same.
     """
-    masses = tf.add_n([part[1] for part in parts])
-    if workers is not None:
-        masses = workers.sum(masses)
-    shares = shares_of(parts, masses.numpy())
-    differ = shares is None
-    if shares is None:
-        shares = np.zeros(len(parts))
-    if workers is not None and not masses.numpy().any():
-        shares = shares / workers.count
-    loss: Any = None
-    products: Any = None
-    for share, part in zip(shares.tolist(), parts, strict=True):
-        loss = add_scaled(loss, share, part[0])
-        products = add_scaled(products, share, part[2])
-    if workers is not None:  # at once: what crosses the network is n k numbers and two
-        rest = tf.stack([tf.cast(loss, products.dtype), tf.cast(differ, products.dtype)])
-        summed = workers.sum(tf.concat([tf.reshape(products, [-1]), rest], axis=0))
-        products, loss = tf.reshape(summed[:-2], products.shape), summed[-2]
-        differ = bool(summed[-1] > 0)  # of one of them: all are to hear of it
-    if differ:
-        raise ValueError(
-            "The outputs of the model are masked or weighted differently from portion to portion "
-            "of the examples, so the loss is no mean over them. Use fewer examples."
-        )
-    return loss, masses, products
+
+    def __init__(self) -> None:
+        self._masses: list[np.ndarray] = []
+        self._total: tuple[tf.Tensor, tf.Tensor] | None = None  # of losses and products
+
+    @property
+    def _weight(self) -> float:
+        return float(np.sum(self._masses))
+
+    def add(self, part: Parts) -> None:
+        """Takes a batch's part in."""
+        loss, masses, products = part
+        mass = float(tf.reduce_sum(masses))
+        if mass == 0.0 < self._weight:
+            return
+        if mass > 0.0 == self._weight:
+            self._total = None  # of batches that do not count after all
+        weight = mass or 1.0
+        before = self._total or (None, None)
+        self._total = add_scaled(before[0], weight, loss), add_scaled(before[1], weight, products)
+        self._masses.append(masses.numpy())
+
+    def join(self, other: "_Mean") -> None:
+        """Takes another mean in."""
+        if other._weight == 0.0 < self._weight:
+            return
+        if self._weight == 0.0 < other._weight:
+            self._total, self._masses = other._total, other._masses
+        elif self._total and other._total:
+            both = zip(self._total, other._total, strict=True)
+            self._total = tuple(one + another for one, another in both)
+            self._masses += other._masses
+
+    def of_all(self, workers: Workers | None) -> Parts:
+        """Loss, masses and products of all batches together, those of all workers."""
+        loss, products = self._total or (None, None)
+        masses = np.sum(self._masses, axis=0)
+        if workers is not None:
+            masses = workers.sum(tf.constant(masses)).numpy()
+        valid = masses > 0.0  # Keras' loss is 0 where nothing is valid
+        if valid.any():
+            shares = np.stack(self._masses)[:, valid] / masses[valid]
+            differ = bool(np.abs(shares - shares[:, :1]).max() > _SAME_SHARE)
+            scale = 1.0 / float(masses.sum()) if self._weight else 0.0
+        else:
+            differ, scale = False, 1.0 / len(self._masses) / (workers.count if workers else 1)
+        loss, products = add_scaled(None, scale, loss), add_scaled(None, scale, products)
+        if workers is not None:  # at once: what crosses the network is k n numbers and two
+            rest = tf.stack([tf.cast(loss, products.dtype), tf.cast(differ, products.dtype)])
+            summed = workers.sum(tf.concat([tf.reshape(products, [-1]), rest], axis=0))
+            products, loss = tf.reshape(summed[:-2], products.shape), summed[-2]
+            differ = bool(summed[-1] > 0)  # of one of them: all are to hear of it
+        if differ:
+            raise ValueError(
+                "The outputs of the model are masked or weighted differently from portion to "
+                "portion of the examples, so the loss is no mean over them. Use fewer examples."
+            )
+        return loss, tf.constant(masses), products

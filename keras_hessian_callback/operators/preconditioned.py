@@ -4,7 +4,11 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_hessian_callback.operators.linear_operator import LinearOperator, Vectors
+from keras_hessian_callback.operators.linear_operator import (
+    LinearOperator,
+    Vectors,
+    columns_by_rows,
+)
 
 
 class PreconditionedOperator:
@@ -38,12 +42,22 @@ class PreconditionedOperator:
                 f"`diagonal` must have the shape {operator.shape[:1]}; got {diagonal.shape}."
             )
         self._operator = operator
-        self._scale = 1.0 / tf.sqrt(tf.cast(diagonal, operator.dtype))[:, None]
+        self._scale = 1.0 / tf.sqrt(tf.cast(diagonal, operator.dtype))
         self.shape = operator.shape
         self.dtype = operator.dtype
         self.products = operator.products
         self.shares = operator.shares
         self.layers = operator.layers
+
+    @property
+    def block_size(self) -> int:
+        """That of A."""
+        return self._operator.block_size
+
+    @property
+    def room(self) -> float:
+        """That of A, less the diagonal and what scaling a block takes."""
+        return max(0.0, self._operator.room - 1 - 2 * self.block_size)
 
     def matvec(self, v: Vectors) -> Vectors:
         """The product with v (n,)."""
@@ -51,10 +65,13 @@ class PreconditionedOperator:
 
     def matmat(self, V: Vectors) -> Vectors:
         """The products with the columns of V (n, k)."""
-        products = self._scale * self._operator.matmat(self._scale * tf.cast(V, self.dtype))
-        return products if tf.is_tensor(V) else products.numpy()
+        return columns_by_rows(self, V)
+
+    def row_products(self, V: tf.Tensor) -> tf.Tensor:
+        """The products with the rows of V (k, n), as rows."""
+        return self._scale * self._operator.row_products(self._scale * tf.cast(V, self.dtype))
 
     def fold_products(self, V: tf.Tensor) -> Iterator[tf.Tensor]:
-        """The products with the matrix of each fold, preconditioned alike."""
+        """The row products with the matrix of each fold, preconditioned alike."""
         for products in self._operator.fold_products(self._scale * tf.cast(V, self.dtype)):
             yield self._scale * products

@@ -28,8 +28,8 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
     Cost: A product on each micro-batch and on each two neighbours, and a gradient.
     """
     weights = traced.objective.weights()
-    column = check_vector(weights)
-    parts = [traced(weights, batch, column) for batch in batches]
+    vector = check_vector(weights)
+    parts = [traced(weights, batch, vector) for batch in batches]
     _check_loss(traced, batches[0], [float(part[0]) for part in parts])
     shares = shares_of(parts)
     if shares is None:
@@ -57,7 +57,7 @@ def _check_loss(traced: TracedProducts, batch: Batch, losses: list[float]) -> No
         raise ValueError(
             f"`loss_fn` returned {wrong[0]} on the held-out data; it must be finite there."
         )
-    none = tf.zeros([traced.num_parameters, 0], traced.dtype)
+    none = tf.zeros([0, traced.num_parameters], traced.dtype)
     again = float(traced(weights, batch, none)[0])
     # A graph on a GPU may differ by rounding.
     if math.isfinite(losses[0]) and not math.isclose(again, losses[0], rel_tol=1e-5):

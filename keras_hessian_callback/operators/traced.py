@@ -121,7 +121,7 @@ class TracedProducts:
     def __call__(
         self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss, masses, and products (n, k) with vectors (n, k), at these weights.
+        """Loss, masses, and products (k, n) with vectors (k, n), at these weights.
 
         In portions, where memory runs out or there are several replicas.
         """
@@ -145,7 +145,7 @@ class TracedProducts:
         for leaf in _leaves(self._example):
             size = None if any_size else leaf.shape[0]
             signature.append(tf.TensorSpec([size, *leaf.shape[1:]], leaf.dtype))
-        vectors = tf.TensorSpec([self.num_parameters, None], tf.as_dtype(self.dtype))
+        vectors = tf.TensorSpec([None, self.num_parameters], tf.as_dtype(self.dtype))
 
         def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
             batch = _with_leaves(self._example, arguments[first:-1])

@@ -1,0 +1,101 @@
+"""How many examples and vectors are computed on at a time, so that the memory stays in a limit."""
+
+import math
+from typing import NamedTuple
+
+from keras_hessian_callback.data import Batch, cut, size_of
+from keras_hessian_callback.linalg import BLOCK_SIZE, probes
+from keras_hessian_callback.memory import Growth, free_bytes
+from keras_hessian_callback.operators.traced import TracedProducts
+
+# Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE. Measured:
+# benchmarks/large_models.py.
+_PER_VECTOR, _BESIDE = 4, 8
+_SHARE = 1 / 3  # of the limit, for blocks of vectors and for the examples' activations each
+_FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
+_SEEN = 2**26  # bytes from which a growth of memory tells something
+_UNKNOWN = 2**31  # bytes for an estimator's vectors, where nothing is known
+
+
+class Plan(NamedTuple):
+    """What fits.
+
+    Attributes:
+        vectors: That are multiplied at a time at most; None: not known.
+        block_size: That are best multiplied at a time, no more than `BLOCK_SIZE`.
+        examples: That are computed on at a time; None: all.
+        bytes: That products take then, beside the model and the data; NaN where not known.
+        room: Vectors that an estimator may hold beside.
+    """
+
+    vectors: int | None
+    block_size: int
+    examples: int | None
+    bytes: float
+    room: float
+
+
+def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
+    """The plan for products on a batch, by the memory that products on a few examples take.
+
+    Args:
+        traced: Products.
+        batch: The largest micro-batch.
+        limit: Bytes; None: half of what is free, as training takes memory too.
+
+    Cost: Two products on a few examples, at most on a fourth of the batch; up to half of it where
+    it does not fit.
+    """
+    free = free_bytes()
+    if limit is None:
+        if free is None:
+            return Plan(None, BLOCK_SIZE, None, math.nan, _UNKNOWN // _vector(traced))
+        limit = free // 2
+    vector = _vector(traced)
+    fits = max(1, int((_SHARE * limit / vector - _BESIDE) / _PER_VECTOR))
+    block_size = min(BLOCK_SIZE, fits)
+    held = vectors_held(block_size) * vector
+    if not traced.any_size or free is None:  # no portions, or nothing to see
+        return Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector))
+    each = _bytes_of_an_example(traced, batch, max(_SHARE * limit, limit - held))
+    size = size_of(batch)
+    examples = size
+    if each * size > max(_SHARE * limit, limit - held):
+        examples = max(1, int(_SHARE * limit / each))
+    taken = held + each * examples
+    room = max(0.0, (limit - taken) // vector)
+    return Plan(fits, block_size, examples if examples < size else None, taken, room)
+
+
+def vectors_held(block_size: int) -> int:
+    """Vectors of n floats that are held while a block of so many is multiplied, at the peak."""
+    return _PER_VECTOR * block_size + _BESIDE
+
+
+def _vector(traced: TracedProducts) -> int:
+    return traced.num_parameters * traced.dtype.itemsize
+
+
+def _bytes_of_an_example(traced: TracedProducts, batch: Batch, limit: float) -> float:
+    """What the activations of an example take; an estimate from below a few MiB is an upper one."""
+    size = size_of(batch)
+    first = min(_FIRST, size)
+    grown = _growth(traced, batch, first)
+    while grown < _SEEN and first < size // 4:
+        first = min(size // 4, _TIMES * first)
+        grown = _growth(traced, batch, first)
+    if grown / first * size <= limit or 2 * first > size:
+        return grown / first
+    # Part of it is for all: the difference tells what each example takes.
+    return max((_growth(traced, batch, 2 * first) - grown) / first, 0.25 * grown / first)
+
+
+def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
+    """Bytes that two products with so many examples take, beside their vectors."""
+    weights = traced.objective.weights()
+    n = traced.num_parameters
+    vectors = probes("rademacher", size=n, count=2, seed=0, dtype=traced.dtype)
+    growth = Growth()
+    with growth.watched():
+        traced(weights, cut(batch, 0, count), vectors)
+    return max(0.0, (growth.bytes or 0) - vectors_held(2) * _vector(traced))

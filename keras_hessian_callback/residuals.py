@@ -1,0 +1,122 @@
+"""What probes leave outside of a basis, and how it goes together in pairs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_hessian_callback.linalg import gram, gram_of, row_dots, square_sums
+
+Layers = Sequence[tuple[str, slice]]
+
+
+class Residuals:
+    """The residuals r = PHPv of probes v, the products of their pairs, as a whole and by layer.
+
+    They are kept, as many as there is room for: where one more would not fit, the products of
+    those at hand are taken, and they make way. What pairs of different groups have in common is
+    then not known.
+
+    Args:
+        layers: Names and entries of the parts of a vector.
+        basis: Q (k, n), P = I - QQ'.
+        room: Residuals that may be kept, at least 2.
+
+    Attributes:
+        blocks: Those at hand, (w, n) each.
+
+    Memory: `room` + 2 vectors.
+    """
+
+    def __init__(self, layers: Layers, basis: tf.Tensor, room: float) -> None:
+        self._layers, self._basis, self._room = layers, basis, room
+        self.blocks: list[tf.Tensor] = []
+        self._shadows: list[np.ndarray] = []
+        self._products: np.ndarray | None = None
+        self._groups: list[np.ndarray] = []
+        self._groups_of_layers: list[dict[str, np.ndarray]] = []
+        self._signed: Any = 0.0  # sum of v * r, entry by entry
+        self._squared: Any = 0.0  # sum of r * r
+        self._square_sum = self._fourth_sum = 0.0
+
+    def add(self, signs: tf.Tensor, block: tf.Tensor, shadow: np.ndarray) -> None:
+        """Takes in the residuals (w, n) of probes (w, n) with Q'Hv (k, w)."""
+        if self.blocks and self._at_hand + block.shape[0] > self._room:
+            self._groups_of_layers.append(self._of_layers())
+            self._groups.append(self.products_at_hand)
+            self.blocks, self._shadows = [], []
+        self.blocks.append(block)
+        self._shadows.append(shadow)
+        self._products = None
+        squares = tf.square(block)
+        self._squared += tf.reduce_sum(squares, axis=0, keepdims=True)
+        self._fourth_sum += float(np.sum(row_dots(squares, squares)))
+        self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
+        self._square_sum += float(np.sum(square_sums(block)))
+
+    @property
+    def _at_hand(self) -> int:
+        return sum(block.shape[0] for block in self.blocks)
+
+    @property
+    def count(self) -> int:
+        """Residuals so far."""
+        return self._at_hand + sum(len(group) for group in self._groups)
+
+    @property
+    def products_at_hand(self) -> np.ndarray:
+        """r_i . r_j of those that are kept, in float64."""
+        if self._products is None:
+            self._products = gram_of(self.blocks) if self.blocks else np.zeros((0, 0))
+        return self._products
+
+    @property
+    def products(self) -> np.ndarray:
+        """r_i . r_j of all, (m, m) in float64; NaN where they were not kept together."""
+        return _block_diagonal([*self._groups, self.products_at_hand])
+
+    def products_of_layers(self) -> dict[str, np.ndarray]:
+        """The products of the rows of a layer in PHPv + QQ'HPv, less those of QQ'HPv alone."""
+        groups = [*self._groups_of_layers, self._of_layers()]
+        return {name: _block_diagonal([group[name] for group in groups]) for name in groups[-1]}
+
+    def _of_layers(self) -> dict[str, np.ndarray]:
+        parts: dict[str, np.ndarray] = {}
+        shadows = np.concatenate(self._shadows, axis=1) if self.blocks else np.zeros((0, 0))
+        sizes = [rows.stop - rows.start for _, rows in self._layers]
+        blocks = [
+            tf.split(block, sizes, axis=1) if self._layers else ()
+            for block in (self._basis, *self.blocks)
+        ]
+        for (name, _), basis, *residuals in zip(self._layers, *blocks, strict=True):
+            products = gram_of(residuals) if residuals else np.zeros((0, 0))
+            if len(shadows) and residuals:
+                mixed = shadows.T @ np.concatenate([gram(basis, r) for r in residuals], axis=1)
+                products += mixed + mixed.T
+            parts[name] = parts.get(name, 0.0) + products
+        return parts
+
+    def mean_of_diagonals(self) -> float:
+        """The mean over pairs of sum_k (v_k r_k) (w_k s_k): of the square of PHP's diagonal."""
+        return self._mean_of_pairs(self._signed, self._square_sum)
+
+    def mean_of_squares(self) -> float:
+        """The mean over pairs of sum_k r_k^2 s_k^2: of the square of (PHP)^2's diagonal."""
+        return self._mean_of_pairs(self._squared, self._fourth_sum)
+
+    def _mean_of_pairs(self, total: tf.Tensor, own: float) -> float:
+        """Of sum_{i != j} x_i . x_j = ||sum_i x_i||^2 - sum_i ||x_i||^2."""
+        return (float(square_sums(total)[0]) - own) / (self.count * (self.count - 1.0))
+
+
+def _block_diagonal(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """One matrix of square ones along its diagonal, NaN elsewhere."""
+    size = sum(len(group) for group in groups)
+    whole = np.full((size, size), np.nan)
+    first = 0
+    for group in groups:
+        last = first + len(group)
+        whole[first:last, first:last] = group
+        first = last
+    return whole
