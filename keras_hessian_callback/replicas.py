@@ -1,14 +1,29 @@
 """The replicas of a model made under a `tf.distribute` strategy."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 Result = TypeVar("Result")
+
+_TIMEOUT = 600.0  # seconds that a sum waits for workers where their strategy does not say
+# TensorFlow's own time-out leaves two threads behind in each sum, which sleep until it is over:
+# thousands, where products are fast.
+_UNTIMED = tf.distribute.experimental.CommunicationOptions(timeout_seconds=0)
+_APART = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,  # a worker was started anew
+    tf.errors.UnavailableError,
+)
 
 
 def devices_of(model: keras.Model) -> list[str]:
@@ -28,21 +43,62 @@ class Workers:
         index: Which of them this one is; the first is the chief, which writes files.
         count: How many there are.
         strategy: Theirs.
+        timeout: Seconds that a sum waits for the last of them; 0: for ever.
     """
 
     index: int
     count: int
     strategy: tf.distribute.Strategy
+    timeout: float = _TIMEOUT
 
     def sum(self, tensor: tf.Tensor) -> tf.Tensor:
         """The sum over the workers, each of which must call this with its own part.
 
+        A sum that fails is the last one: TensorFlow ends all communication of this process.
+
         Raises:
-            tf.errors.OpError: If a worker is gone, within the time-out of the strategy's
-                `CommunicationOptions`.
+            TimeoutError: If a worker takes no part within the time-out.
+            ConnectionError: If a worker is gone, or its process stands still: TensorFlow misses
+                its heartbeats after about 10 seconds.
         """
-        parts = self.strategy.run(lambda: tf.identity(tensor))
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, parts, axis=None)
+        extended = self.strategy.extended
+        with self._in_time():
+            summed = extended.reduce_to(
+                tf.distribute.ReduceOp.SUM,
+                tf.identity(tensor),
+                destinations=extended.worker_devices[0],
+                options=_UNTIMED,
+            )
+        return self.strategy.experimental_local_results(summed)[0]
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Gives up the communication in here where it takes too long, and says why it fails."""
+        late = (
+            f"One of the {self.count} workers took no part in a measurement for {self.timeout:g} "
+            "seconds: it hangs, is far slower than this one, or measures something else or at "
+            "other steps. The workers cannot go on together: end and restart all of them. They "
+            "wait for longer under a strategy made with communication_options="
+            "tf.distribute.experimental.CommunicationOptions(timeout_seconds=...)."
+        )
+        give_up = context.context().abort_collective_ops
+        watch = threading.Timer(self.timeout, give_up, [tf.errors.DEADLINE_EXCEEDED, late])
+        watch.daemon = True
+        if self.timeout:
+            watch.start()
+        try:
+            yield
+        except _APART as error:
+            if late in error.message:  # said here, or by a worker that gave this one up
+                raise TimeoutError(late) from error
+            cause = error.message.rpartition("aborted by: ")[2].splitlines()[0].rstrip(":")
+            raise ConnectionError(
+                f"One of the {self.count} workers is gone or hangs, which ended a measurement "
+                f"({cause}). The workers cannot go on together: see their logs, and restart all "
+                "of them."
+            ) from error
+        finally:
+            watch.cancel()
 
 
 def workers_of(model: keras.Model) -> Workers | None:
@@ -57,7 +113,8 @@ def workers_of(model: keras.Model) -> Workers | None:
     if count < 2:
         return None
     index = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
-    return Workers(index, count, strategy)
+    timeout = strategy.extended._communication_options.timeout_seconds
+    return Workers(index, count, strategy, _TIMEOUT if timeout is None else timeout)
 
 
 def check_strategy(model: keras.Model) -> None:
