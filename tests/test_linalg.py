@@ -132,9 +132,7 @@ def test_leading_basis_is_that_of_the_singular_value_decomposition(dtype):
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(squares[:4], values[:4] ** 2, rtol=1e-4)
     assert basis.shape[0] == 5
-    np.testing.assert_allclose(
-        basis.numpy() @ basis.numpy().T, np.eye(5), atol=5 * np.finfo(dtype).eps
-    )
+    np.testing.assert_allclose(basis.numpy() @ basis.numpy().T, np.eye(5), atol=5 * eps)
     overlaps = np.abs(np.sum(left[:, :5].T * basis.numpy(), axis=1))
     np.testing.assert_allclose(overlaps, 1.0, atol=1e-4)
     assert leading_basis(blocks, 6)[0].shape[0] == 5  # the last one is rounding

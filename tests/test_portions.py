@@ -26,15 +26,15 @@ from tests.problems import (
 def memory(monkeypatch):
     """Lets a product run out of memory above so many examples, or vectors, at a time."""
     limits = {"examples": np.inf, "vectors": np.inf}
-    in_one_piece = TracedProducts._in_one_piece
+    in_one_piece = TracedProducts.in_one_piece
 
     def limited(self, weights, batch, vectors):
         size = next(len(leaf) for leaf in tf.nest.flatten(batch) if leaf is not None)
-        if size > limits["examples"] or vectors.shape[1] > limits["vectors"]:
+        if size > limits["examples"] or vectors.shape[0] > limits["vectors"]:
             raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
         return in_one_piece(self, weights, batch, vectors)
 
-    monkeypatch.setattr(TracedProducts, "_in_one_piece", limited)
+    monkeypatch.setattr(TracedProducts, "in_one_piece", limited)
     return limits
 
 
@@ -128,13 +128,13 @@ def test_a_single_vector_that_does_not_fit_tells_nothing_of_blocks(memory, monke
     model, data = tanh_classifier()
     memory["examples"] = 5
     widths = []
-    limited = TracedProducts._in_one_piece
+    limited = TracedProducts.in_one_piece
 
     def watched(self, weights, batch, vectors):
-        widths.append(vectors.shape[1])
+        widths.append(vectors.shape[0])
         return limited(self, weights, batch, vectors)
 
-    monkeypatch.setattr(TracedProducts, "_in_one_piece", watched)
+    monkeypatch.setattr(TracedProducts, "in_one_piece", watched)
     with pytest.warns(UserWarning, match="the products go on with 5 examples at a time"):
         operator = HessianOperator(model, data, batch_size=5)
     widths.clear()

@@ -27,11 +27,11 @@ single, _ = problem()
 single.set_weights(model.get_weights())
 
 sizes = []
-in_one_piece = TracedProducts._in_one_piece
+in_one_piece = TracedProducts.in_one_piece
 def watched(self, weights, batch, vectors):
     sizes.append(len(batch.x))
     return in_one_piece(self, weights, batch, vectors)
-TracedProducts._in_one_piece = watched
+TracedProducts.in_one_piece = watched
 
 for examples in (10, 7, 1):  # evenly, raggedly, not at all
     for batch_size in (None, 4):

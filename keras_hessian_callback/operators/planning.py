@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from keras_hessian_callback.data import Batch, cut, size_of
+from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.linalg import BLOCK_SIZE, probes
 from keras_hessian_callback.memory import Growth, free_bytes
 from keras_hessian_callback.operators.traced import TracedProducts
@@ -11,7 +12,8 @@ from keras_hessian_callback.operators.traced import TracedProducts
 # Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE. Measured:
 # benchmarks/large_models.py.
 _PER_VECTOR, _BESIDE = 4, 8
-_SHARE = 1 / 3  # of the limit, for blocks of vectors and for the examples' activations each
+_SHARE = 1 / 3  # of the limit, for blocks of vectors, and for the examples' activations at least
+_WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
 _SEEN = 2**26  # bytes from which a growth of memory tells something
 _UNKNOWN = 2**31  # bytes for an estimator's vectors, where nothing is known
@@ -55,13 +57,16 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     fits = max(1, int((_SHARE * limit / vector - _BESIDE) / _PER_VECTOR))
     block_size = min(BLOCK_SIZE, fits)
     held = vectors_held(block_size) * vector
+    allowed = max(_SHARE * limit, limit - held - _WANTED * vector)
+    unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector))
     if not traced.any_size or free is None:  # no portions, or nothing to see
-        return Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector))
-    each = _bytes_of_an_example(traced, batch, max(_SHARE * limit, limit - held))
+        return unseen
+    try:
+        each = _bytes_of_an_example(traced, batch, allowed)
+    except OUT_OF_MEMORY:  # what is too much for so few will be halved
+        return unseen
     size = size_of(batch)
-    examples = size
-    if each * size > max(_SHARE * limit, limit - held):
-        examples = max(1, int(_SHARE * limit / each))
+    examples = size if each * size <= allowed else max(1, int(allowed / each))
     taken = held + each * examples
     room = max(0.0, (limit - taken) // vector)
     return Plan(fits, block_size, examples if examples < size else None, taken, room)
@@ -77,7 +82,7 @@ def _vector(traced: TracedProducts) -> int:
 
 
 def _bytes_of_an_example(traced: TracedProducts, batch: Batch, limit: float) -> float:
-    """What the activations of an example take; an estimate from below a few MiB is an upper one."""
+    """What the activations of an example take; where that is little, rather too much."""
     size = size_of(batch)
     first = min(_FIRST, size)
     grown = _growth(traced, batch, first)
@@ -97,5 +102,5 @@ def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
     vectors = probes("rademacher", size=n, count=2, seed=0, dtype=traced.dtype)
     growth = Growth()
     with growth.watched():
-        traced(weights, cut(batch, 0, count), vectors)
+        traced.in_one_piece(weights, cut(batch, 0, count), vectors)
     return max(0.0, (growth.bytes or 0) - vectors_held(2) * _vector(traced))

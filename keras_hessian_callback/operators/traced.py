@@ -80,7 +80,7 @@ class TracedProducts:
             with exact_derivatives(objective.layers()):
                 objective.check_gradient(few)
         self.portions = Portions(
-            self._in_one_piece,
+            self.in_one_piece,
             tolerance=self.tolerance,
             devices=devices_of(objective.model),
             workers=workers_of(objective.model),
@@ -127,9 +127,10 @@ class TracedProducts:
         """
         return self.portions(weights, batch, vectors)
 
-    def _in_one_piece(
+    def in_one_piece(
         self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The same on all examples and vectors at once, on one device."""
         loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, vectors))
         return loss, masses, products
 
