@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from networks import NETWORKS
+from processes import warm_up
 from timing import environment, interleaved, peak_memory, ratios, save, seconds, spread
 
 from keras_hessian_callback import CurvatureReport, HessianOperator, measure_curvature
@@ -22,7 +23,7 @@ _FRESH_MODELS = 3
 
 def measure_network(name: str, rounds: int) -> dict[str, Any]:
     """All figures of one network, in a process of its own: its peak memory is its own too."""
-    _warm_up()
+    warm_up()
     first, memory = _first_calls(name)
     model, x, y = NETWORKS[name]()
     n = model.count_params() - sum(np.prod(v.shape) for v in model.non_trainable_variables)
@@ -33,13 +34,6 @@ def measure_network(name: str, rounds: int) -> dict[str, Any]:
         "memory_growth_mb": memory,
         **_steady(model, x, y, rounds),
     }
-
-
-def _warm_up() -> None:
-    """TensorFlow's own start, which is neither side's."""
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("adam", "mse")
-    model.train_on_batch(np.zeros((4, 2)), np.zeros((4, 1)))
 
 
 def _first_calls(name: str) -> tuple[dict[str, Any], dict[str, float]]:

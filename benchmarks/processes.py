@@ -1,0 +1,30 @@
+"""Calls in processes of their own, and TensorFlow's start in them."""
+
+import functools
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module gives, called in a fresh process.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: If the process dies, as where the system
+            ran out of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+@functools.cache
+def warm_up() -> None:
+    """TensorFlow's own start, which is no side's."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.train_on_batch(np.zeros((4, 2)), np.zeros((4, 1)))
