@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from importance_tables import importance_errors
+from large_model_tables import large_models
 from layout import bar as _bar
 from layout import conditions as _conditions
 from layout import span as _range
 from layout import table as _table
 from peer_tables import against_peers
+from scaling_tables import scaling
 from timing import RESULTS, load
 from training_tables import training_overhead
 
@@ -23,7 +25,7 @@ Made by `python benchmarks/tables.py` from the files in `results/`; do not edit 
 
 What a measurement costs, in things whose cost is known: a Hessian-vector product in gradients, the
 first measurement in first training steps, the exact norm in calls of `jax.hessian`, `fit` with the
-callback in `fit` without. What is
+callback in `fit` without; and how that grows with the sizes of model and data. What is
 compared runs in one process, in turns; each ratio is of times from the same round, and the tables
 give the median of the rounds with the smallest and the largest in brackets. Seconds are those of
 one machine, ratios carry over better.
@@ -36,7 +38,7 @@ batch in inference mode, as the products have it, and `tape.gradient` with respe
 * `transformer`: 4 causal pre-norm blocks, width 128, 4 heads, vocabulary 1000, 16 x 64 tokens;
 * `resnet`: residual blocks of 32, 64 and 128 channels with BatchNormalization, 64 images 32x32x3.
 
-To run them (about half an hour; leave the machine alone meanwhile):
+To run them (about two hours, and 16 GiB of memory; leave the machine alone meanwhile):
 
     pip install -e ".[benchmarks]"
     python benchmarks/products.py
@@ -44,6 +46,9 @@ To run them (about half an hour; leave the machine alone meanwhile):
     python benchmarks/real_models.py
     python benchmarks/training_overhead.py
     python benchmarks/importance.py
+    python benchmarks/scaling.py
+    python benchmarks/scaling_chart.py
+    python benchmarks/large_models.py
     python benchmarks/tables.py
 """
 
@@ -236,6 +241,11 @@ def main() -> None:
     ]
     if (RESULTS / "training_overhead.json").exists():
         parts.append(training_overhead(load("training_overhead")))
+    if (RESULTS / "scaling.json").exists():
+        picture = (RESULTS / "scaling.svg").exists()
+        parts.append(scaling(load("scaling"), "results/scaling.svg" if picture else None))
+    if (RESULTS / "large_models.json").exists():
+        parts.append(large_models(load("large_models")))
     if (RESULTS / "against_peers.json").exists():
         peers = load("against_peers")
         parts.append(against_peers(peers, _conditions(peers)))

@@ -1,0 +1,176 @@
+"""The section of benchmarks/README.md on large models."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from layout import bar, conditions, span, table
+
+_MAX_GRADIENTS = 2.5
+_MODELS = {
+    "resnet50": "ResNet50, 1000 classes",
+    "gpt2": "a decoder of the size of GPT-2 small",
+    "many_rows": "an embedding of a million rows",
+}
+
+
+def large_models(results: Mapping[str, Any]) -> str:
+    """Products, construction, measurements and memory of each model."""
+    models = results["models"]
+    products = [row for name, figures in models.items() for row in _products(name, figures)]
+    measurements = [row for name, figures in models.items() for row in _measurements(name, figures)]
+    products_head = [
+        "",
+        "micro-batch",
+        "one gradient",
+        "products",
+        "seconds of one",
+        "in gradients",
+        "bar",
+    ]
+    memory_head = [
+        "",
+        "construction",
+        "memory of it",
+        "of a block of products",
+        "predicted",
+        "peak of the process",
+        "vectors, examples at a time",
+    ]
+    measurements_head = [
+        "",
+        "",
+        "seconds",
+        "without construction",
+        "products",
+        "micro-batches",
+        "Frobenius norm",
+        "trace",
+        "spectral norm",
+        "memory",
+        "peak of the process",
+    ]
+    memory = [row for name, figures in models.items() for row in _memory(name, figures)]
+    differences = [
+        _differences(name, figures["differences"])
+        for name, figures in models.items()
+        if "differences" in figures
+    ]
+    return (
+        "\n\n".join(
+            [
+                f"""\
+## Large models
+
+With random weights, in float32. Memory is the peak beyond what the process held when model and data
+were built and TensorFlow had started; the peak of the process has these in it.
+
+{conditions(results)}
+
+{table(products_head, products)}
+
+Construction of a `HessianOperator` on one micro-batch, which traces and checks, and the first block
+of products. *Predicted* is the operator's own account beforehand.
+
+{table(memory_head, memory)}
+
+One measurement, by {_methods(models)}, of
+{results["examples"]} examples, with its 95 % interval where there is one, each in a process of its
+own.
+
+{table(measurements_head, measurements)}""",
+                *differences,
+            ]
+        )
+        + "\n"
+    )
+
+
+def _methods(models: Mapping[str, Any]) -> str:
+    found = {
+        measurement["method"]: None  # in the order of the runs
+        for figures in models.values()
+        for measurement in figures["measurements"].values()
+        if "method" in measurement
+    }
+    return ", ".join(f"`{method}`" for method in found)
+
+
+def _products(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
+    found = figures["products"]
+    if "failed" in found:
+        yield [_MODELS[name], found["failed"], *[""] * 5]
+        return
+    shape = " x ".join(str(length) for length in found["inputs"])
+    for kind, text in {"block": f"in a block of {found['vectors']}", "single": "alone"}.items():
+        gradients = found["product_gradients"][kind]
+        yield [
+            f"{_MODELS[name]}, n = {found['parameters']:,}",
+            shape,
+            f"{span(found['gradient_seconds'], 3)} s",
+            text,
+            f"{span(found['product_seconds'][kind], 3)} s",
+            span(gradients),
+            bar(gradients["median"], _MAX_GRADIENTS, f"{_MAX_GRADIENTS:g}"),
+        ]
+
+
+def _memory(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
+    found = figures["products"]
+    if "failed" in found:
+        return
+    plan, predicted = found["at_a_time"], found["at_a_time"]["predicted_mb"]
+    vectors = found["vectors"] if plan["vectors"] is None else plan["vectors"]
+    yield [
+        _MODELS[name],
+        f"{found['construction_seconds']:.1f} s",
+        f"{found['memory_mb']['construction']:,.0f} MB",
+        f"{found['memory_mb']['product']:,.0f} MB",
+        "" if predicted is None else f"{predicted:,.0f} MB",
+        f"{found['process_peak_mb']:,.0f} MB",
+        f"{vectors}, {plan['examples']}",
+    ]
+
+
+def _measurements(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
+    for estimator, found in figures["measurements"].items():
+        if "failed" in found:
+            yield [_MODELS[name], f"`{estimator}`", found["failed"], *[""] * 8]
+            continue
+        estimates = found["estimates"]
+        quantities = ("frobenius_norm", "trace", "spectral_norm")
+        yield [
+            _MODELS[name],
+            f"`{estimator}`",
+            f"{found['seconds']:.1f}",
+            f"{found['seconds_without_construction']:.1f}",
+            f"{found['num_matvecs']}",
+            f"{found['micro_batches']} of {found['examples_at_a_time']}",
+            *(_estimate(estimates.get(quantity)) for quantity in quantities),
+            f"{found['memory_mb']:,.0f} MB",
+            f"{found['process_peak_mb']:,.0f} MB",
+        ]
+
+
+def _estimate(estimate: Mapping[str, Any] | None) -> str:
+    """A value with its interval; None in it stands for what is not known."""
+    if estimate is None or estimate["value"] is None:
+        return ""
+    ends = [estimate["lower"], estimate["upper"]]
+    if ends == [None, None]:
+        return f"{estimate['value']:.4g}"
+    low, high = ("" if end is None else f"{end:.4g}" for end in ends)
+    return f"{estimate['value']:.4g} ({low} to {high})"
+
+
+def _differences(name: str, found: Mapping[str, Any]) -> str:
+    if "failed" in found:
+        return f"Comparison of {_MODELS[name]} with differences: {found['failed']}."
+    sparse = "is" if found["gradient_is_sparse"] else "is **not**"
+    return (
+        f"Sparse gradients: of {_MODELS[name]} the gradient {sparse} an `IndexedSlices`, some rows "
+        f"of it more than once. A product, in {found['dtype']}, against central differences of the "
+        "gradient: largest relative difference of a variable's rows "
+        f"{found['largest_relative_difference']:.0e}; in the {found['rows_unused']:,} of "
+        f"{found['rows']:,} rows that no example looks up the largest entry of the product is "
+        f"{found['largest_of_unused_rows']:g}."
+    )
