@@ -69,9 +69,9 @@ SWEEPS = {
     "parameters": Sweep(mlp_of_size, _SIZES, (10**4, 3 * 10**4, 10**5, 3 * 10**5)),
     # Of more parameters blocks of 8 do not fit into 16 GiB.
     "parameters_by_4": Sweep(mlp_of_size, (*_SIZES, 5 * 10**7, 12 * 10**7), (), block=4),
-    "examples": Sweep(convolutional, (32, 64, 128, 256, 512, 1_024, 2_048, 4_096), (32, 64)),
-    "vectors": Sweep(lambda _: mlp(), (1, 2, 4, 8, 16, 32, 64), (1, 2), block=None),
-    "length": Sweep(_texts, (16, 32, 64, 128, 256, 512), (8, 16)),
+    "examples": Sweep(convolutional, (32, 64, 128, 256, 512, 1_024, 2_048, 4_096), (32,)),
+    "vectors": Sweep(lambda _: mlp(), (1, 2, 4, 8, 16, 32, 64), (2,), block=None),
+    "length": Sweep(_texts, (16, 32, 64, 128, 256, 512), (8,)),
     "replicas": Sweep(_replicated, (1, 2), (2,), own_devices=True),
     "replicas_thread_each": Sweep(_replicated_thread_each, (1, 2), (), own_devices=True),
 }
