@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
 from keras_hessian_callback.double_precision import in_double_precision, rounds_inside
-from keras_hessian_callback.linalg import pack, probes, unpack
+from keras_hessian_callback.linalg import probes, unpack
 from keras_hessian_callback.operators.traced import NUM_EXAMPLES, TracedProducts
 from keras_hessian_callback.second_order import SecondDerivativeError, custom_gradients
 
@@ -19,6 +19,8 @@ _DISTANCES = (1e-7, 1e-5, 1e-3)
 _DISTANCES_ROUNDED = (1e-3, 1e-2)
 _TOLERANCE = 1e-4  # relative error of a variable's part of a product
 _ROUNDING = 1e-14  # relative, of a gradient in float64
+
+Weights = list[tf.Tensor]
 
 
 def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
@@ -100,61 +102,68 @@ class _Comparison:
 
 
 class _Gradients:
-    """The gradient and products of a few examples in float64, by weights."""
+    """The gradient and products of a few examples in float64, by weights.
+
+    Weights are lists of tensors: as vectors in one piece they would be held twice.
+    """
 
     def __init__(self, traced: TracedProducts, batch: Batch) -> None:
         self._traced = traced
         self._double = in_double_precision(traced.concrete)
         self._batch = spread_out(batch, NUM_EXAMPLES) if traced.any_size else batch
-        self._weights = [tf.cast(w, tf.float64) for w in traced.objective.weights()]
-        self._ends = np.cumsum([math.prod(weight.shape) for weight in self._weights])
+        self._ends = np.cumsum([math.prod(w.shape) for w in traced.objective.weights()])
 
-    def own(self, seed: int) -> np.ndarray:
+    def own(self, seed: int) -> Weights:
         """The model's weights, whatever the seed."""
         del seed
-        return pack(self._weights, tf.float64).numpy()
+        return [tf.cast(weight, tf.float64) for weight in self._traced.objective.weights()]
 
-    def nearby(self, seed: int) -> np.ndarray:
+    def nearby(self, seed: int) -> Weights:
         """Weights a little off the model's."""
         moved = []
-        for number, weight in enumerate(self._weights):
+        for number, weight in enumerate(self.own(seed)):
             scale = 0.02 * max(float(tf.sqrt(tf.reduce_mean(weight**2))), 0.05)
             noise = tf.random.stateless_normal(weight.shape, [seed, number], dtype=tf.float64)
             moved.append(weight + scale * noise)
-        return pack(moved, tf.float64).numpy()
+        return moved
 
-    def compare(self, point: np.ndarray, distance: float, *, number: int) -> _Comparison:
+    def compare(self, point: Weights, distance: float, *, number: int) -> _Comparison:
         """One product at `point`, against differences over `distance` and twice that."""
-        n = len(point)
-        dtype = np.dtype("float64")
-        vector = probes("rademacher", size=n, first=number, count=1, seed=0, dtype=dtype)
-        vector = vector[0].numpy() / math.sqrt(n)
-        h = distance * (1.0 + math.sqrt(np.mean(point**2)))
-        product, gradient = self._at(point, vector[None])
-        product = product[0]
+        n = self._traced.num_parameters
+        double = np.dtype("float64")
+        vector = probes("rademacher", size=n, first=number, count=1, seed=0, dtype=double)
+        vector /= math.sqrt(n)
+        square = sum(float(tf.reduce_sum(weight**2)) for weight in point)
+        h = distance * (1.0 + math.sqrt(square / n))
+        product, gradient = self._at(point, vector)
+        rounding = _ROUNDING * float(np.linalg.norm(gradient)) / h
+        del gradient
         over_h = over_2h = self._difference(point, vector, h)
-        size = np.maximum(self._norms(over_h), self._norms(product))
-        error = self._norms(product - over_h)
+        size = np.maximum(self._norms(over_h), self._norms(product[0]))
+        error = self._norms(product[0] - over_h)
         if not (error <= _TOLERANCE * size).all():
             over_2h = self._difference(point, vector, 2 * h)
         return _Comparison(
-            vector,
-            product,
+            vector[0].numpy(),
+            product[0],
             over_h,
             size,
             error,
             spread=self._norms(over_h - over_2h),
-            rounding=_ROUNDING * float(np.linalg.norm(gradient)) / h,
+            rounding=rounding,
         )
 
-    def _difference(self, point: np.ndarray, vector: np.ndarray, h: float) -> np.ndarray:
-        none = np.zeros([0, len(point)])
-        ahead, behind = (self._at(point + s * vector, none)[1] for s in (h, -h))
-        return (ahead - behind) / (2.0 * h)
+    def _difference(self, point: Weights, vector: tf.Tensor, h: float) -> np.ndarray:
+        step = unpack(vector[0], point)
+        none = tf.zeros([0, vector.shape[1]], tf.float64)
+        gradients = (
+            self._at([w + s * v for w, v in zip(point, step, strict=True)], none)[1]
+            for s in (h, -h)
+        )
+        return (next(gradients) - next(gradients)) / (2.0 * h)
 
-    def _at(self, point: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        weights = unpack(tf.constant(point), self._weights)
-        arguments = self._traced.arguments(weights, self._batch, tf.constant(vectors))
+    def _at(self, weights: Weights, vectors: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        arguments = self._traced.arguments(weights, self._batch, vectors)
         _, _, products, gradient = self._double(*arguments)
         return products.numpy(), gradient.numpy()
 
