@@ -14,6 +14,7 @@ from layout import conditions as _conditions
 from layout import span as _range
 from layout import table as _table
 from peer_tables import against_peers
+from scale_simulation_tables import replacements
 from scaling_tables import scaling
 from timing import RESULTS, load
 from training_tables import training_overhead
@@ -49,6 +50,7 @@ To run them (about two hours, and 16 GiB of memory; leave the machine alone mean
     python benchmarks/scaling.py
     python benchmarks/scaling_chart.py
     python benchmarks/large_models.py
+    OPENBLAS_NUM_THREADS=1 python benchmarks/scale_simulation.py
     python benchmarks/tables.py
 """
 
@@ -238,6 +240,7 @@ def main() -> None:
         _exact(exact),
         _real_models(load("real_models")),
         importance_errors(load("importance")),
+        replacements(load("scale_simulation")),
     ]
     if (RESULTS / "training_overhead.json").exists():
         parts.append(training_overhead(load("training_overhead")))
