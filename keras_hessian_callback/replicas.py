@@ -1,13 +1,14 @@
 """The replicas of a model made under a `tf.distribute` strategy."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
@@ -70,6 +71,12 @@ class Workers:
                 options=_UNTIMED,
             )
         return self.strategy.experimental_local_results(summed)[0]
+
+    def least(self, values: Sequence[float]) -> list[float]:
+        """The least of what the workers have of each value; none of them NaN."""
+        mine = np.zeros([self.count, len(values)])
+        mine[self.index] = values
+        return self.sum(tf.constant(mine)).numpy().min(axis=0).tolist()
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:

@@ -85,7 +85,7 @@ ALLOWED = {
         "second_order",
     },
     "operators.linear_operator": {"linalg"},
-    "operators.planning": {"data", "errors", "linalg", "memory", "operators.traced"},
+    "operators.planning": {"data", "errors", "linalg", "memory", "operators.traced", "replicas"},
     "operators.drawn": {
         "data",
         "linalg",

@@ -25,7 +25,7 @@ from keras_hessian_callback.operators.planning import Plan, plan
 from keras_hessian_callback.operators.shares import find_shares
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance, check_drawn, held_out
-from keras_hessian_callback.replicas import outside_scope
+from keras_hessian_callback.replicas import outside_scope, workers_of
 from keras_hessian_callback.second_order import SecondDerivativeError
 
 
@@ -162,8 +162,11 @@ class HessianOperator:
         return self._plan.room
 
     def lower_room(self) -> bool:
-        """Halves `room`, where memory ran out on an estimator's vectors; False: there is none."""
-        had = self._plan.room
+        """Halves `room`, where memory ran out on an estimator's vectors; False: it cannot.
+
+        Workers would have to agree on it: with them nothing is halved.
+        """
+        had = 0.0 if workers_of(self.model) else self._plan.room
         self._plan = self._plan._replace(room=float(had // 2))
         return had >= 1
 

@@ -8,6 +8,7 @@ from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.linalg import BLOCK_SIZE, probes
 from keras_hessian_callback.memory import Growth, free_bytes
 from keras_hessian_callback.operators.traced import TracedProducts
+from keras_hessian_callback.replicas import Workers, workers_of
 
 # Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE. Measured:
 # benchmarks/large_models.py.
@@ -38,7 +39,7 @@ class Plan(NamedTuple):
 
 
 def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
-    """The plan for products on a batch, by the memory that products on a few examples take.
+    """The plan for products on a batch: what fits, on each worker that takes part.
 
     Args:
         traced: Products.
@@ -48,6 +49,13 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     Cost: Two products on a few examples, at most on a fourth of the batch; up to half of it where
     it does not fit.
     """
+    own = _own_plan(traced, batch, limit)
+    workers = workers_of(traced.objective.model)
+    return own if workers is None else _agreed(own, size_of(batch), workers)
+
+
+def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
+    """What fits here, by the memory that products on a few examples take."""
     free = free_bytes()
     if limit is None:
         if free is None:
@@ -70,6 +78,21 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     taken = held + each * examples
     room = max(0.0, (limit - taken) // vector)
     return Plan(fits, block_size, examples if examples < size else None, taken, room)
+
+
+def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
+    """The least that any of the workers has planned: they all do the same."""
+    unlimited = 2.0**53
+    vectors, block_size, examples, room = workers.least(
+        [plan.vectors or unlimited, plan.block_size, plan.examples or size, plan.room]
+    )
+    return Plan(
+        int(vectors) if vectors < unlimited else None,
+        int(block_size),
+        int(examples) if examples < size else None,
+        plan.bytes,
+        room,
+    )
 
 
 def vectors_held(block_size: int) -> int:
