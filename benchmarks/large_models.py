@@ -95,15 +95,15 @@ def time_products(name: str, quick: bool, rounds: int) -> dict[str, Any]:
         construction_seconds = time.perf_counter() - start
     settle()
     with MemoryWatch() as product:
-        vectors = tf.random.stateless_normal([operator.shape[0], large.block], [0, 0])
-        _force(operator.matmat(vectors))
+        vectors = tf.random.stateless_normal([large.block, operator.shape[0]], [0, 0])
+        _force(operator.row_products(vectors))
     peak = peak_memory()
     gradient = gradient_function(model, x, y)
-    single = vectors[:, 0]
+    single = vectors[0]
     times = interleaved(
         {
             "gradient": lambda: _force(gradient()[-1]),
-            "block": lambda: _force(operator.matmat(vectors)),
+            "block": lambda: _force(operator.row_products(vectors)),
             "single": lambda: _force(operator.matvec(single)),
         },
         rounds,

@@ -69,13 +69,13 @@ def _steady(model: keras.Model, x: np.ndarray, y: np.ndarray, rounds: int) -> di
     operator = HessianOperator(model, (x, y))
     differences = HessianOperator(model, (x, y), products="finite_difference")
     gradient = gradient_function(model, x, y)
-    vectors = tf.random.stateless_normal([operator.shape[0], _BLOCK], [0, 0])
+    vectors = tf.random.stateless_normal([_BLOCK, operator.shape[0]], [0, 0])
     times = interleaved(
         {
             "gradient": lambda: _force(gradient()[-1]),
-            "block": lambda: _force(operator.matmat(vectors)),
-            "single": lambda: _force(operator.matvec(vectors[:, 0])),
-            "finite_difference": lambda: _force(differences.matmat(vectors)),
+            "block": lambda: _force(operator.row_products(vectors)),
+            "single": lambda: _force(operator.matvec(vectors[0])),
+            "finite_difference": lambda: _force(differences.row_products(vectors)),
         },
         rounds,
     )

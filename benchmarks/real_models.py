@@ -43,13 +43,13 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     operators: list[HessianOperator] = []
     first["operator"] = seconds(lambda: operators.append(HessianOperator(model, data)))
     operator = operators[0]
-    vectors = tf.random.stateless_normal([operator.shape[0], _BLOCK], [0, 0])
-    first["product"] = seconds(lambda: operator.matvec(vectors[:, 0]).numpy())
+    vectors = tf.random.stateless_normal([_BLOCK, operator.shape[0]], [0, 0])
+    first["product"] = seconds(lambda: operator.matvec(vectors[0]).numpy())
     times = interleaved(
         {
             "gradient": lambda: gradient()[-1].numpy(),
-            "block": lambda: operator.matmat(vectors).numpy(),
-            "single": lambda: operator.matvec(vectors[:, 0]).numpy(),
+            "block": lambda: operator.row_products(vectors).numpy(),
+            "single": lambda: operator.matvec(vectors[0]).numpy(),
         },
         rounds,
     )

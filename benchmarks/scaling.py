@@ -91,14 +91,16 @@ def measure(name: str, size: int, rounds: int, memory_limit: int | None) -> dict
         first_seconds = time.perf_counter() - start
     settle()
     with MemoryWatch() as product:
-        vectors = tf.random.stateless_normal([operator.shape[0], block], [0, 0])
-        _force(operator.matmat(vectors))
+        vectors = tf.random.stateless_normal([block, operator.shape[0]], [0, 0])
+        _force(operator.row_products(vectors))
     peak = peak_memory()
     gradient = gradient_function(model, x, y)
     clocks: list[np.ndarray] = []
     times = interleaved(
         {
-            "block": lambda: clocks.append(_clocks_of(lambda: _force(operator.matmat(vectors)))),
+            "block": lambda: clocks.append(
+                _clocks_of(lambda: _force(operator.row_products(vectors)))
+            ),
             "gradient": lambda: _force(gradient()[-1]),
         },
         rounds,

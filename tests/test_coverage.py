@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from keras_hessian_callback import Deflated, HessianOperator, Hutchinson
 from keras_hessian_callback.estimators import deflated, hutchinson
 from keras_hessian_callback.operators.linear_operator import DenseOperator
+from tests.operators import Folded
 from tests.oracles import SPECTRA, symmetric_matrix
 from tests.statistical import covers, is_unbiased
 
@@ -134,6 +135,25 @@ def test_along_the_training_of_a_network(trained_hessians, estimator):
             layer = f"frobenius_norm/layer/{name}"
             assert coverage(runs, layer, np.linalg.norm(part)) >= 0.92
     assert root_mean_square_error(runs, truth) < 0.01  # trained, and with a basis
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "flat", "outliers"])
+def test_of_the_population_on_given_folds(spectrum):
+    """The interval is for the error of the probes: the folds are those that were drawn."""
+    rng = np.random.default_rng(0)
+    whole = symmetric_matrix(SPECTRA[spectrum])
+    size = np.abs(whole).max()
+    noise = [0.3 * size * rng.normal(size=whole.shape) for _ in range(4)]
+    folds = [whole + (part + part.T) / 2.0 for part in noise]
+    shares = np.array([0.3, 0.3, 0.3, 0.1])
+    operator = Folded(folds, shares)
+    within = sum(s**2 * np.sum(fold**2) for s, fold in zip(shares, folds, strict=True))
+    square = np.sum(np.tensordot(shares, folds, axes=1) ** 2) - within
+    truth = np.sqrt(square / (1.0 - np.sum(shares**2)))
+    for runs in runs_along(Deflated(target_error=None), [operator] * 2):
+        assert coverage(runs, "population_frobenius_norm", truth) >= 0.92
+        wrong = coverage(runs, "population_frobenius_norm", np.linalg.norm(folds[0]))
+        assert wrong < 0.92  # a fold's own norm has the noise in it
 
 
 def check_norm(runs, truth):

@@ -12,6 +12,7 @@ from scipy import stats
 
 from keras_hessian_callback import Deflated
 from keras_hessian_callback.operators.linear_operator import DenseOperator
+from tests.operators import Folded
 from tests.oracles import SPECTRA, symmetric_matrix
 
 
@@ -24,19 +25,6 @@ class Layered(DenseOperator):
         ("a", slice(50, 60)),
         ("c", slice(60, 120)),
     )
-
-
-class Folded(DenseOperator):
-    """The weighted mean of matrices."""
-
-    def __init__(self, matrices, shares):
-        super().__init__(np.tensordot(shares, matrices, axes=1))
-        self._folds = [DenseOperator(matrix) for matrix in matrices]
-        self.shares = tuple(shares)
-
-    def fold_products(self, V):
-        for fold in self._folds:
-            yield fold.row_products(V)
 
 
 def test_a_basis_follows_a_matrix_that_moves():

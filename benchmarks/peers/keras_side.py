@@ -56,11 +56,11 @@ class Ours(Side):
     def timed(self) -> dict[str, Callable[[], object]]:
         gradient = gradient_function(self.model, self.x, self.y)
         n = sum(v.size for v in self.problem.vector)
-        block = tf.random.stateless_normal([n, BLOCK], [0, 0])
+        block = tf.random.stateless_normal([BLOCK, n], [0, 0])
         return {
             "gradient": lambda: gradient()[-1].numpy(),
-            "single": lambda: self.operator.matvec(block[:, 0])[0].numpy(),
-            "block": lambda: self.operator.matmat(block)[0, 0].numpy(),
+            "single": lambda: self.operator.matvec(block[0])[0].numpy(),
+            "block": lambda: self.operator.row_products(block)[0, 0].numpy(),
         }
 
     def methods(self) -> dict[str, Method]:
