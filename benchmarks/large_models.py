@@ -37,6 +37,10 @@ _ESTIMATORS = {
     "Hutchinson": Hutchinson(num_probes=4),
     "Lanczos": Lanczos(num_probes=1, num_steps=4),
 }
+_FEW = _ESTIMATORS | {
+    "Hutchinson": Hutchinson(num_probes=2),
+    "Lanczos": Lanczos(num_probes=1, num_steps=2),
+}
 _QUANTITIES = ("frobenius_norm", "trace", "spectral_norm")
 _STEP = 1e-5  # of differences in float64: truncation and rounding are both below 1e-8
 
@@ -51,6 +55,7 @@ class LargeModel:
         batch: Examples of a micro-batch.
         block: Vectors of a block.
         limit: `memory_limit` of the operator, in bytes; None: left to it.
+        few: Whether Hutchinson and Lanczos make two products only.
         sparse: Whether a gradient is sparse, so that products are compared with differences.
     """
 
@@ -59,6 +64,7 @@ class LargeModel:
     batch: int
     block: int = 8
     limit: int | None = None
+    few: bool = False
     sparse: bool = False
 
     def problem(self, quick: bool) -> Problem:
@@ -74,9 +80,10 @@ MODELS = {
     "gpt2": LargeModel(
         gpt2,
         lambda: transformer(500, 16, 32, 2, tied=True),
-        batch=4,
+        batch=8,
         block=4,
         limit=14 * 2**30,
+        few=True,
     ),
     "many_rows": LargeModel(many_rows, lambda: many_rows(10_000), batch=16, sparse=True),
 }
@@ -137,7 +144,7 @@ def measure(name: str, quick: bool, estimator: str) -> dict[str, Any]:
         report = measure_curvature(
             model,
             (x, y),
-            _ESTIMATORS[estimator],
+            (_FEW if large.few else _ESTIMATORS)[estimator],
             batch_size=large.batch,
             **large.memory_limit(quick),
         )

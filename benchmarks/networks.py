@@ -95,8 +95,8 @@ def resnet(
 
 
 def gpt2() -> Problem:
-    """A decoder of the size of GPT-2 small, on a context of 128: 16 sequences."""
-    return transformer(50_257, 128, 768, 12, heads=12, tied=True)
+    """A decoder of the size of GPT-2 small, on a context of 64: 16 sequences."""
+    return transformer(50_257, 64, 768, 12, heads=12, tied=True)
 
 
 def resnet50(pixels: int = 224) -> Problem:

@@ -92,7 +92,7 @@ def test_examples_and_vectors_are_cut_to_stay_within_the_limit():
 
 
 @pytest.mark.parametrize(
-    ("limit", "examples", "vectors"), [(3e6, 300, 8), (2e5, 171, 8), (3e4, 10, 8)]
+    ("limit", "examples", "vectors"), [(3e6, 300, 8), (2e5, 173, 8), (3e4, 10, 8)]
 )
 def test_the_plan_shares_the_limit_out(limit, examples, vectors, monkeypatch):
     model, (x, y) = tanh_classifier()
@@ -102,16 +102,16 @@ def test_the_plan_shares_the_limit_out(limit, examples, vectors, monkeypatch):
     operator = HessianOperator(model, (x, y), memory_limit=int(limit))
     assert abs(operator.batch_size - examples) <= 1
     assert operator.block_size == vectors
-    held = (4 * vectors + 8) * 51 * 4
+    held = (3 * vectors + 4) * 51 * 4
     assert operator.peak_bytes == held + 1000 * operator.batch_size
     assert operator.room == max(0.0, (limit - operator.peak_bytes) // (51 * 4))
 
 
 def test_blocks_are_narrower_where_vectors_are_long():
     model, data = tanh_classifier()
-    operator = HessianOperator(model, data, memory_limit=3 * 51 * 4 * 21)
+    operator = HessianOperator(model, data, memory_limit=3 * 51 * 4 * 14)
     assert operator.block_size == 3
-    exact = measure_curvature(model, data, "autodiff", memory_limit=3 * 51 * 4 * 21)
+    exact = measure_curvature(model, data, "autodiff", memory_limit=3 * 51 * 4 * 14)
     assert exact.block_size == 3
     whole = measure_curvature(model, data, "autodiff")
     assert float(exact["trace"]) == pytest.approx(float(whole["trace"]), rel=1e-5)
@@ -134,7 +134,7 @@ def test_less_room_costs_accuracy_and_nothing_else(room):
         assert norm.num_matvecs <= 20
     assert held >= 88
     rank = 0 if state is None else state.vectors.shape[0]
-    assert 5 * rank + 2 <= max(room, 2)
+    assert 5 * rank + 8 + 2 <= max(room, 10)
 
 
 def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):

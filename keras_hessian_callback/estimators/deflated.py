@@ -19,7 +19,7 @@ from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
 
 _HELD = 5  # vectors for one of the basis: carried, in use, its product, and 2 to make the next
-_SUMS = 2  # vectors that sums over all probes take
+_BESIDE = 2  # vectors that sums over all probes take, beside a block of probes
 _FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
 _PLANNED = 0.6  # of the target: what was planned for that seldom misses it
 
@@ -58,7 +58,7 @@ class Deflated:
 
     Cost: At most `max_matvecs` products, in blocks of up to 8. Memory: between measurements the
     carried basis, k vectors of n floats (k at most `max_rank`); while measuring 5 k + m + 2 with m
-    probes, and what the operator's products take. Where there is less room, fewer probes are kept
+    probes, a block, and what the operator's products take. Where there is less room, fewer probes are kept
     to compare with each other, and k is lowered, down to none, with a warning.
 
     Example:
@@ -197,7 +197,7 @@ class Deflated:
 
     def _what_fits(self, operator: LinearOperator) -> tuple[int, float]:
         """Rows of the basis, and residuals that are kept: all, or a block or two."""
-        room = operator.room - _SUMS
+        room = operator.room - _BESIDE - operator.block_size
         if room >= _HELD * self._rank + self.max_matvecs:
             return self._rank, math.inf
         kept = max(2, min(self.max_matvecs, BLOCK_SIZE, int(room / 3)))

@@ -65,7 +65,7 @@ class HessianOperator:
     Cost: A product is 1 to 2 gradients in a block of 8, 2 to 3 alone (benchmarks/README.md).
     Construction traces once and checks with a product and a gradient; with micro-batches also
     with a product on each two neighbours together. Memory beside the model's: the activations
-    of the gradient and of two products on a micro-batch (on two, in that check), and 4 k + 8
+    of the gradient and of two products on a micro-batch (on two, in that check), and 3 k + 4
     vectors of n floats for a block of k: `peak_bytes`.
 
     Example:
@@ -151,7 +151,7 @@ class HessianOperator:
     def peak_bytes(self) -> float:
         """Bytes that a block of products was planned to take at its peak, beside model and data.
 
-        (4 k + 8) n floats for k = `block_size`, and the activations of `batch_size` examples. NaN
+        (3 k + 4) n floats for k = `block_size`, and the activations of `batch_size` examples. NaN
         where memory cannot be seen.
         """
         return self._plan.bytes

@@ -10,9 +10,9 @@ from keras_hessian_callback.memory import Growth, free_bytes
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.replicas import Workers, workers_of
 
-# Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE. Measured:
-# benchmarks/large_models.py.
-_PER_VECTOR, _BESIDE = 4, 8
+# Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE, with the block
+# itself. Measured by benchmarks/large_models.py.
+_PER_VECTOR, _BESIDE = 3, 4
 _SHARE = 1 / 3  # of the limit, for blocks of vectors, and for the examples' activations at least
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
