@@ -22,18 +22,18 @@ _FLOAT32, _HALF = 4.0, 2.0
 
 def block_vectors(block: int) -> int:
     """Vectors that the package holds while it multiplies a block."""
-    return 4 * block + 8
+    return 3 * block + 4
 
 
-def work_vectors(rank: int, window: int) -> int:
-    """Vectors that `Deflated` holds beside the block, with so many residuals kept."""
-    return 5 * rank + window + 2
+def work_vectors(rank: int, window: int, block: int) -> int:
+    """Vectors that `Deflated` holds beside the products, with so many residuals kept."""
+    return 5 * rank + window + block + 2
 
 
 def as_it_is(rank: int, window: int | None = None, block: int = 1) -> float:
     """Bytes a weight while `Deflated` measures; rank 0 is `Hutchinson`."""
     kept = PRODUCTS - rank if window is None else window
-    return _FLOAT32 * (block_vectors(block) + (work_vectors(rank, kept) if rank else 0))
+    return _FLOAT32 * (block_vectors(block) + (work_vectors(rank, kept, block) if rank else 0))
 
 
 def lean(rank: int) -> float:

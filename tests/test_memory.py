@@ -195,3 +195,10 @@ def test_where_nothing_is_known_two_gigabytes_are_for_vectors(monkeypatch):
     assert np.isnan(operator.peak_bytes)
     assert operator.room == 2**31 // (51 * 4)
     assert resident_bytes() > 0
+
+
+def test_derivatives_are_not_checked_where_that_would_not_fit(monkeypatch):
+    model, data = tanh_classifier()
+    monkeypatch.setattr(planning, "free_bytes", lambda: 20 * 51 * 4)
+    with pytest.warns(UserWarning, match="used unchecked: .* more memory than there is"):
+        HessianOperator(model, data)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
 from keras_hessian_callback.double_precision import in_double_precision, rounds_inside
+from keras_hessian_callback.errors import OUT_OF_MEMORY, summary
 from keras_hessian_callback.linalg import probes, unpack
 from keras_hessian_callback.operators.traced import NUM_EXAMPLES, TracedProducts
 from keras_hessian_callback.second_order import SecondDerivativeError, custom_gradients
@@ -21,6 +22,27 @@ _TOLERANCE = 1e-4  # relative error of a variable's part of a product
 _ROUNDING = 1e-14  # relative, of a gradient in float64
 
 Weights = list[tf.Tensor]
+
+
+def check_where_possible(traced: TracedProducts, batch: Batch, *, fits: bool) -> None:
+    """Checks derivatives, or warns that they are used unchecked.
+
+    Args:
+        traced: Products by autodiff.
+        batch: Examples.
+        fits: Whether the memory allows it.
+
+    Raises:
+        SecondDerivativeError, ValueError: As `check_derivatives`.
+    """
+    reason = "the check in float64 takes more memory than there is; see `memory_limit`"
+    if fits:
+        try:
+            check_derivatives(traced, batch)
+            return
+        except (TypeError, *OUT_OF_MEMORY, tf.errors.OpError) as error:
+            reason = f"the model cannot be computed in float64 ({summary(error)})"
+    warnings.warn(f"Products by autodiff are used unchecked: {reason}.", stacklevel=2)
 
 
 def check_derivatives(traced: TracedProducts, batch: Batch) -> None:

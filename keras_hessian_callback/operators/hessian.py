@@ -15,7 +15,7 @@ from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, add_scaled
 from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
-from keras_hessian_callback.operators.guard import check_derivatives
+from keras_hessian_callback.operators.guard import check_where_possible
 from keras_hessian_callback.operators.linear_operator import (
     Vectors,
     check_products,
@@ -295,14 +295,7 @@ class HessianOperator:
             cure = " Use a smaller `batch_size`." if ran_out_of_memory(error) else ""
             raise ValueError(f"A Hessian-vector product failed.{cure} {summary(error)}") from error
         if products == "autodiff":
-            try:
-                check_derivatives(traced, self._batches[0])
-            except (TypeError, tf.errors.OpError) as error:
-                warnings.warn(
-                    "Products by autodiff are used unchecked: the model cannot be computed in "
-                    f"float64 ({summary(error)}).",
-                    stacklevel=2,
-                )
+            check_where_possible(traced, self._batches[0], fits=planned.checked)
         return traced, shares, planned
 
     def _has_gradient(self, traced: TracedProducts) -> bool:

@@ -13,6 +13,7 @@ from keras_hessian_callback.replicas import Workers, workers_of
 # Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE, with the block
 # itself. Measured by benchmarks/large_models.py.
 _PER_VECTOR, _BESIDE = 3, 4
+_CHECK = 21  # vectors of float32 that the check of derivatives in float64 holds at most
 _SHARE = 1 / 3  # of the limit, for blocks of vectors, and for the examples' activations at least
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
         examples: That are computed on at a time; None: all.
         bytes: That products take then, beside the model and the data; NaN where not known.
         room: Vectors that an estimator may hold beside.
+        checked: Whether the check of derivatives in float64 fits, too.
     """
 
     vectors: int | None
@@ -36,6 +38,7 @@ class Plan(NamedTuple):
     examples: int | None
     bytes: float
     room: float
+    checked: bool = True
 
 
 def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
@@ -62,11 +65,12 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
             return Plan(None, BLOCK_SIZE, None, math.nan, _UNKNOWN // _vector(traced))
         limit = free // 2
     vector = _vector(traced)
+    checked = _CHECK * vector <= max(limit, 0.8 * (free or 0))
     fits = max(1, int((_SHARE * limit / vector - _BESIDE) / _PER_VECTOR))
     block_size = min(BLOCK_SIZE, fits)
     held = vectors_held(block_size) * vector
     allowed = max(_SHARE * limit, limit - held - _WANTED * vector)
-    unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector))
+    unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector), checked)
     if not traced.any_size or free is None:  # no portions, or nothing to see
         return unseen
     try:
@@ -77,14 +81,14 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     examples = size if each * size <= allowed else max(1, int(allowed / each))
     taken = held + each * examples
     room = max(0.0, (limit - taken) // vector)
-    return Plan(fits, block_size, examples if examples < size else None, taken, room)
+    return Plan(fits, block_size, examples if examples < size else None, taken, room, checked)
 
 
 def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
     """The least that any of the workers has planned: they all do the same."""
     unlimited = 2.0**53
-    vectors, block_size, examples, room = workers.least(
-        [plan.vectors or unlimited, plan.block_size, plan.examples or size, plan.room]
+    vectors, block_size, examples, room, checked = workers.least(
+        [plan.vectors or unlimited, plan.block_size, plan.examples or size, plan.room, plan.checked]
     )
     return Plan(
         int(vectors) if vectors < unlimited else None,
@@ -92,6 +96,7 @@ def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
         int(examples) if examples < size else None,
         plan.bytes,
         room,
+        bool(checked),
     )
 
 
