@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/large_models.py [--models resnet50 gpt2 many_rows] [--rounds 3] [--quick]
 
-Products and each estimator are in processes of their own. Models that are not asked for keep the
+Each model is in a process of its own, built and traced once. Models that are not asked for keep the
 figures that they had. `--quick` rehearses on small networks and saves nothing.
 """
 
@@ -27,8 +27,8 @@ from keras_hessian_callback import (
     HessianOperator,
     Hutchinson,
     Lanczos,
-    measure_curvature,
 )
+from keras_hessian_callback.measurement import measure as measure_operator
 
 _FILE = "large_models"
 _EXAMPLES = 16
@@ -53,7 +53,6 @@ class LargeModel:
         build: The model with 16 examples.
         small: Another of its kind, for a rehearsal.
         batch: Examples of a micro-batch.
-        block: Vectors of a block.
         limit: `memory_limit` of the operator, in bytes; None: left to it.
         few: Whether Hutchinson and Lanczos make two products only.
         sparse: Whether a gradient is sparse, so that products are compared with differences.
@@ -62,7 +61,6 @@ class LargeModel:
     build: Callable[[], Problem]
     small: Callable[[], Problem]
     batch: int
-    block: int = 8
     limit: int | None = None
     few: bool = False
     sparse: bool = False
@@ -81,85 +79,75 @@ MODELS = {
         gpt2,
         lambda: transformer(500, 16, 32, 2, tied=True),
         batch=8,
-        block=4,
-        limit=14 * 2**30,
+        limit=17 * 2**30,
         few=True,
     ),
     "many_rows": LargeModel(many_rows, lambda: many_rows(10_000), batch=16, sparse=True),
 }
 
 
-def time_products(name: str, quick: bool, rounds: int) -> dict[str, Any]:
-    """Seconds of a gradient, and of products with the Hessian, of one micro-batch."""
+def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
+    """One operator of 16 examples in micro-batches: its construction, products, measurements.
+
+    A gradient is that of a micro-batch, times their number.
+    """
     large = MODELS[name]
     model, x, y = large.problem(quick)
-    x, y = x[: large.batch], y[: large.batch]
     warm_up()
     before = settle()
     with MemoryWatch() as construction:
         start = time.perf_counter()
-        operator = HessianOperator(model, (x, y), **large.memory_limit(quick))
+        operator = HessianOperator(
+            model, (x, y), batch_size=large.batch, **large.memory_limit(quick)
+        )
         construction_seconds = time.perf_counter() - start
-    settle()
+    gradient = gradient_function(model, x[: large.batch], y[: large.batch])
+    vectors = tf.random.stateless_normal([operator.block_size, operator.shape[0]], [0, 0])
+    held = settle() - vectors.shape[0] * operator.shape[0] * operator.dtype.itemsize / 1e6
     with MemoryWatch() as product:
-        vectors = tf.random.stateless_normal([large.block, operator.shape[0]], [0, 0])
         _force(operator.row_products(vectors))
-    peak = peak_memory()
-    gradient = gradient_function(model, x, y)
-    single = vectors[0]
     times = interleaved(
         {
             "gradient": lambda: _force(gradient()[-1]),
             "block": lambda: _force(operator.row_products(vectors)),
-            "single": lambda: _force(operator.matvec(single)),
+            "single": lambda: _force(operator.row_products(vectors[:1])),
         },
         rounds,
     )
-    times["block"] = [value / large.block for value in times["block"]]
-    gradients = times.pop("gradient")
-    return {
+    times["block"] = [value / operator.block_size for value in times["block"]]
+    gradients = [len(operator.shares) * value for value in times.pop("gradient")]
+    vectors = vectors[:0]
+    figures = {
         "parameters": operator.shape[0],
         "inputs": list(x.shape),
-        "vectors": large.block,
+        "micro_batches": len(operator.shares),
         "products": operator.products,
         "gradient_seconds": spread(gradients),
         "product_seconds": {kind: spread(values) for kind, values in times.items()},
         "product_gradients": {kind: ratios(values, gradients) for kind, values in times.items()},
         "construction_seconds": construction_seconds,
         "memory_mb": {"construction": construction.peak_mb - before}
-        | {"product": product.peak_mb - before},
-        "process_peak_mb": peak,
+        | {"product": product.peak_mb - held, "limit": (large.limit or 0) / 1e6 or None},
         "at_a_time": plan(operator),
+        "measurements": {},
     }
-
-
-def measure(name: str, quick: bool, estimator: str) -> dict[str, Any]:
-    """One measurement of 16 examples in micro-batches, tracing included."""
-    large = MODELS[name]
-    model, x, y = large.problem(quick)
-    warm_up()
-    before = settle()
-    with MemoryWatch() as watch:
-        start = time.perf_counter()
-        report = measure_curvature(
-            model,
-            (x, y),
-            (_FEW if large.few else _ESTIMATORS)[estimator],
-            batch_size=large.batch,
-            **large.memory_limit(quick),
-        )
-        seconds = time.perf_counter() - start
-    return {
-        "method": report.method,
-        "seconds": seconds,
-        "seconds_without_construction": report.seconds,
-        "num_matvecs": report.num_matvecs,
-        "examples_at_a_time": report.batch_size,
-        "micro_batches": report.num_folds,
-        "estimates": {key: report[key].to_dict() for key in _QUANTITIES if key in report},
-        "memory_mb": watch.peak_mb - before,
-        "process_peak_mb": peak_memory(),
-    }
+    for key, estimator in (_FEW if large.few else _ESTIMATORS).items():
+        state, warm = None, int(key == "Deflated" and not large.few)
+        for step in range(1 + warm):  # a second one carries the basis
+            held = settle()
+            with MemoryWatch() as watch:
+                report, state = measure_operator(operator, estimator, seed=(0, step), state=state)
+        figures["measurements"][key] = {
+            "method": report.method,
+            "seconds": report.seconds,
+            "num_matvecs": report.num_matvecs,
+            "carried": report.carried,
+            "estimates": {key: report[key].to_dict() for key in _QUANTITIES if key in report},
+            "rank": 0 if state is None else int(state.vectors.shape[0]),
+            "memory_mb": watch.peak_mb - before,
+        }
+        print(key, figures["measurements"][key], flush=True)
+    return figures | {"process_peak_mb": peak_memory()}
 
 
 def compare_with_differences(name: str, quick: bool) -> dict[str, Any]:
@@ -222,10 +210,7 @@ def _force(result: tf.Tensor) -> float:
 
 def all_of(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     """All figures of one model; of a process that died, that it did."""
-    figures: dict[str, Any] = {
-        "products": _attempt(time_products, name, quick, rounds),
-        "measurements": {key: _attempt(measure, name, quick, key) for key in _ESTIMATORS},
-    }
+    figures = _attempt(measure, name, quick, rounds)
     if MODELS[name].sparse:
         figures["differences"] = _attempt(compare_with_differences, name, quick)
     return figures

@@ -27,7 +27,7 @@ def block_vectors(block: int) -> int:
 
 def work_vectors(rank: int, window: int, block: int) -> int:
     """Vectors that `Deflated` holds beside the products, with so many residuals kept."""
-    return 5 * rank + window + block + 2
+    return 4 * rank + window + block + 2
 
 
 def as_it_is(rank: int, window: int | None = None, block: int = 1) -> float:

@@ -23,6 +23,10 @@ class Basis:
     variances: np.ndarray
     square: float
 
+    def leading(self, rank: int) -> tf.Tensor:
+        """The first so many vectors; all of them without a copy."""
+        return self.vectors if rank == self.vectors.shape[0] else self.vectors[:rank]
+
     def fits(self, operator: LinearOperator) -> bool:
         """Whether it can be the basis of another measurement of this operator."""
         same_size = self.vectors.shape[1] == operator.shape[0]

@@ -84,6 +84,11 @@ class Split:
         """Whether all products were."""
         return bool(np.isfinite(self.outer).all() and np.isfinite(self.tails).all())
 
+    def let_go(self) -> None:
+        """Holds no vectors any more: what they add up to stays."""
+        self.basis = self.products = self.basis[:0]
+        self.residuals.let_go()
+
     def deflate(self, basis: tf.Tensor) -> None:
         """Adds rows (k, n), orthonormal to each other, to the basis; drops the probes.
 

@@ -207,7 +207,7 @@ def add_scaled(total: tf.Tensor | None, scale: float, block: tf.Tensor) -> tf.Te
 
 
 def leading_basis(
-    blocks: Sequence[tf.Tensor], rank: int, scales: Sequence[float] | None = None
+    blocks: list[tf.Tensor], rank: int, scales: Sequence[float] | None = None
 ) -> tuple[tf.Tensor, np.ndarray]:
     """The leading right singular vectors of a matrix, orthonormal to rounding.
 
@@ -216,7 +216,8 @@ def leading_basis(
     the eigenvectors, to have the directions in order and to leave out those within rounding.
 
     Args:
-        blocks: (k_i, n), finite: the rows of the matrix, k of them in all.
+        blocks: (k_i, n), finite: the rows of the matrix, k of them in all. The list is emptied, so
+            that what nobody else holds makes way.
         rank: Number of vectors wanted; fewer come where the rows span no more.
         scales: What the rows of each block count times; None: 1.
 
@@ -233,6 +234,7 @@ def leading_basis(
     kept = squares[:rank] > max(rounding * squares.max(initial=0.0), np.finfo(float).tiny)
     leading = np.flatnonzero(kept)
     basis = combine_all(blocks, scale[:, None] * vectors[:, leading] / np.sqrt(squares[leading]))
+    blocks.clear()
     for _ in range(2 if len(leading) else 0):
         factor = np.linalg.cholesky(gram(basis, basis))
         basis = combine(basis, np.linalg.inv(factor).T)

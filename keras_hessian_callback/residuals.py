@@ -55,6 +55,11 @@ class Residuals:
         self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
         self._square_sum += float(np.sum(square_sums(block)))
 
+    def let_go(self) -> None:
+        """Holds no vectors any more."""
+        self._basis = self._basis[:0]
+        self.blocks = []
+
     @property
     def _at_hand(self) -> int:
         return sum(block.shape[0] for block in self.blocks)

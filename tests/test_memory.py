@@ -134,7 +134,7 @@ def test_less_room_costs_accuracy_and_nothing_else(room):
         assert norm.num_matvecs <= 20
     assert held >= 88
     rank = 0 if state is None else state.vectors.shape[0]
-    assert 5 * rank + 8 + 2 <= max(room, 10)
+    assert 4 * rank + 8 + 2 <= max(room, 10)
 
 
 def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):

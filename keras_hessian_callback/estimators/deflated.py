@@ -18,7 +18,7 @@ from keras_hessian_callback.operators.linear_operator import LinearOperator, che
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
 
-_HELD = 5  # vectors for one of the basis: carried, in use, its product, and 2 to make the next
+_HELD = 4  # vectors for one of the basis: carried, in use, its product, and the next one
 _BESIDE = 2  # vectors that sums over all probes take, beside a block of probes
 _FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
 _PLANNED = 0.6  # of the target: what was planned for that seldom misses it
@@ -57,7 +57,7 @@ class Deflated:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
     Cost: At most `max_matvecs` products, in blocks of up to 8. Memory: between measurements the
-    carried basis, k vectors of n floats (k at most `max_rank`); while measuring 5 k + m + 2 with m
+    carried basis, k vectors of n floats (k at most `max_rank`); while measuring 4 k + m + 2 with m
     probes, a block, and what the operator's products take. Where there is less room, fewer probes
     are kept to compare with each other, and k is lowered, down to none, with a warning.
 
@@ -170,7 +170,7 @@ class Deflated:
         carried = state if isinstance(state, Basis) and state.fits(operator) else None
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
-            split.deflate(carried.vectors[:rank])
+            split.deflate(carried.leading(rank))
             split.probe(draws.take(min(first, self.max_matvecs - rank)))
         else:
             split.probe(draws.take(max(2, min(round(self.max_matvecs / 3), 16))))
@@ -180,16 +180,16 @@ class Deflated:
                 break
             added, width, planned = self._next(split, left, most)
             if added:
-                split.deflate(leading_basis(split.residuals.blocks, added)[0])
+                split.deflate(leading_basis(list(split.residuals.blocks), added)[0])
             split.probe(draws.take(width))
         top = split
         if split.finite and not split.rank and spare:
             # A flat spectrum: these are for its ends and for the next measurement alone.
             top = Split(operator)
-            top.deflate(leading_basis(split.residuals.blocks, spare)[0])
+            top.deflate(leading_basis(list(split.residuals.blocks), spare)[0])
             split.num_matvecs += top.num_matvecs
-        finite = split.finite and top.finite
-        return split_estimates(split, top), _next_basis(split, top, most) if finite else None
+        found = split_estimates(split, top)
+        return found, _next_basis(split, top, most) if split.finite and top.finite else None
 
     @property
     def _rank(self) -> int:
@@ -301,13 +301,14 @@ class _Draws:
 
 def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
     """The leading right singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration."""
-    residuals = split.residuals.blocks
+    now, share = split.spread.variance, split.variance_left()
     scale = max(1, len(split.residuals.products_at_hand)) ** -0.5
-    scales = [1.0, *[scale] * len(residuals)]
-    vectors, squares = leading_basis([top.products, *residuals], most, scales)
+    blocks = [top.products, *split.residuals.blocks]
+    top.let_go()
+    split.let_go()
+    vectors, squares = leading_basis(blocks, most, [1.0, *[scale] * (len(blocks) - 1)])
     if not vectors.shape[0]:
         return None
-    now, share = split.spread.variance, split.variance_left()
     # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.
     # With eigenvectors spread over all n entries the second sum takes a direction's share back.
     spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[1]

@@ -14,7 +14,7 @@ from keras_hessian_callback.replicas import Workers, workers_of
 # itself. Measured by benchmarks/large_models.py.
 _PER_VECTOR, _BESIDE = 3, 4
 _CHECK = 21  # vectors of float32 that the check of derivatives in float64 holds at most
-_SHARE = 1 / 3  # of the limit, for blocks of vectors, and for the examples' activations at least
+_FOR_VECTORS, _FOR_EXAMPLES = 0.45, 0.3  # of the limit, for a block at most, for examples at least
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
 _SEEN = 2**26  # bytes from which a growth of memory tells something
@@ -49,8 +49,8 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
         batch: The largest micro-batch.
         limit: Bytes; None: half of what is free, as training takes memory too.
 
-    Cost: Two products on a few examples, at most on a fourth of the batch; up to half of it where
-    it does not fit.
+    Cost: Two products on a few examples, at most on a fourth of the batch; on half of it where
+    these take memory that is worth planning.
     """
     own = _own_plan(traced, batch, limit)
     workers = workers_of(traced.objective.model)
@@ -66,15 +66,15 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
         limit = free // 2
     vector = _vector(traced)
     checked = _CHECK * vector <= max(limit, 0.8 * (free or 0))
-    fits = max(1, int((_SHARE * limit / vector - _BESIDE) / _PER_VECTOR))
+    fits = max(1, int((_FOR_VECTORS * limit / vector - _BESIDE) / _PER_VECTOR))
     block_size = min(BLOCK_SIZE, fits)
     held = vectors_held(block_size) * vector
-    allowed = max(_SHARE * limit, limit - held - _WANTED * vector)
+    allowed = max(_FOR_EXAMPLES * limit, limit - held - _WANTED * vector)
     unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector), checked)
     if not traced.any_size or free is None:  # no portions, or nothing to see
         return unseen
     try:
-        each = _bytes_of_an_example(traced, batch, allowed)
+        each = _bytes_of_an_example(traced, batch)
     except OUT_OF_MEMORY:  # what is too much for so few will be halved
         return unseen
     size = size_of(batch)
@@ -109,26 +109,28 @@ def _vector(traced: TracedProducts) -> int:
     return traced.num_parameters * traced.dtype.itemsize
 
 
-def _bytes_of_an_example(traced: TracedProducts, batch: Batch, limit: float) -> float:
+def _bytes_of_an_example(traced: TracedProducts, batch: Batch) -> float:
     """What the activations of an example take; where that is little, rather too much."""
     size = size_of(batch)
-    first = min(_FIRST, size)
-    grown = _growth(traced, batch, first)
-    while grown < _SEEN and first < size // 4:
-        first = min(size // 4, _TIMES * first)
-        grown = _growth(traced, batch, first)
-    if grown / first * size <= limit or 2 * first > size:
-        return grown / first
-    # Part of it is for all: the difference tells what each example takes.
-    return max((_growth(traced, batch, 2 * first) - grown) / first, 0.25 * grown / first)
+    count = min(_FIRST, size)
+    grown = _growth(traced, batch, count)
+    while grown < _SEEN and count < size // 4:
+        count = min(size // 4, _TIMES * count)
+        grown = _growth(traced, batch, count)
+    more = min(2 * count, size)
+    if grown < _SEEN or more == count:
+        return max(0.0, grown - vectors_held(2) * _vector(traced)) / count
+    # Part of it is for all examples: the difference tells what each one takes.
+    return max(0.0, _growth(traced, batch, more) - grown) / (more - count)
 
 
 def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
-    """Bytes that two products with so many examples take, beside their vectors."""
+    """Bytes that two products with so many examples take."""
     weights = traced.objective.weights()
-    n = traced.num_parameters
-    vectors = probes("rademacher", size=n, count=2, seed=0, dtype=traced.dtype)
     growth = Growth()
     with growth.watched():
+        vectors = probes(
+            "rademacher", size=traced.num_parameters, count=2, seed=0, dtype=traced.dtype
+        )
         traced.in_one_piece(weights, cut(batch, 0, count), vectors)
-    return max(0.0, (growth.bytes or 0) - vectors_held(2) * _vector(traced))
+    return float(growth.bytes or 0)
