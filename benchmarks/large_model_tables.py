@@ -20,7 +20,7 @@ def large_models(results: Mapping[str, Any]) -> str:
     measurements = [row for name, figures in models.items() for row in _measurements(name, figures)]
     products_head = [
         "",
-        "micro-batch",
+        "batch",
         "one gradient",
         "products",
         "seconds of one",
@@ -29,25 +29,25 @@ def large_models(results: Mapping[str, Any]) -> str:
     ]
     memory_head = [
         "",
+        "memory limit",
+        "vectors, examples at a time",
         "construction",
         "memory of it",
         "of a block of products",
         "predicted",
+        "",
         "peak of the process",
-        "vectors, examples at a time",
     ]
     measurements_head = [
         "",
         "",
         "seconds",
-        "without construction",
         "products",
-        "micro-batches",
+        "basis kept",
         "Frobenius norm",
         "trace",
         "spectral norm",
         "memory",
-        "peak of the process",
     ]
     memory = [row for name, figures in models.items() for row in _memory(name, figures)]
     differences = [
@@ -68,14 +68,14 @@ were built and TensorFlow had started; the peak of the process has these in it.
 
 {table(products_head, products)}
 
-Construction of a `HessianOperator` on one micro-batch, which traces and checks, and the first block
-of products. *Predicted* is the operator's own account beforehand.
+Construction of a `HessianOperator`, which plans, traces and checks, and the first block of
+products. *Predicted* is the operator's `peak_bytes`: 3 k + 4 vectors for a block of k, and the
+activations of the examples at a time as two products on a few of them showed.
 
 {table(memory_head, memory)}
 
-One measurement, by {_methods(models)}, of
-{results["examples"]} examples, with its 95 % interval where there is one, each in a process of its
-own.
+One measurement of {results["examples"]} examples, by {_methods(models)}, with its 95 % interval
+where there is one; of `Deflated` the second one, with the basis of the first, where there are two.
 
 {table(measurements_head, measurements)}""",
                 *differences,
@@ -89,65 +89,60 @@ def _methods(models: Mapping[str, Any]) -> str:
     found = {
         measurement["method"]: None  # in the order of the runs
         for figures in models.values()
-        for measurement in figures["measurements"].values()
-        if "method" in measurement
+        for measurement in figures.get("measurements", {}).values()
     }
     return ", ".join(f"`{method}`" for method in found)
 
 
 def _products(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
-    found = figures["products"]
-    if "failed" in found:
-        yield [_MODELS[name], found["failed"], *[""] * 5]
+    if "failed" in figures:
+        yield [_MODELS[name], figures["failed"], *[""] * 5]
         return
-    shape = " x ".join(str(length) for length in found["inputs"])
-    for kind, text in {"block": f"in a block of {found['vectors']}", "single": "alone"}.items():
-        gradients = found["product_gradients"][kind]
+    shape = " x ".join(str(length) for length in figures["inputs"])
+    vectors = figures["at_a_time"]["vectors"]
+    for kind, text in {"block": f"in a block of {vectors}", "single": "alone"}.items():
+        gradients = figures["product_gradients"][kind]
         yield [
-            f"{_MODELS[name]}, n = {found['parameters']:,}",
+            f"{_MODELS[name]}, n = {figures['parameters']:,}",
             shape,
-            f"{span(found['gradient_seconds'], 3)} s",
+            f"{span(figures['gradient_seconds'], 3)} s",
             text,
-            f"{span(found['product_seconds'][kind], 3)} s",
+            f"{span(figures['product_seconds'][kind], 3)} s",
             span(gradients),
             bar(gradients["median"], _MAX_GRADIENTS, f"{_MAX_GRADIENTS:g}"),
         ]
 
 
 def _memory(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
-    found = figures["products"]
-    if "failed" in found:
+    if "failed" in figures:
         return
-    plan, predicted = found["at_a_time"], found["at_a_time"]["predicted_mb"]
-    vectors = found["vectors"] if plan["vectors"] is None else plan["vectors"]
+    plan, memory = figures["at_a_time"], figures["memory_mb"]
+    predicted, limit = plan["predicted_mb"], memory["limit"]
     yield [
         _MODELS[name],
-        f"{found['construction_seconds']:.1f} s",
-        f"{found['memory_mb']['construction']:,.0f} MB",
-        f"{found['memory_mb']['product']:,.0f} MB",
+        "half of what is free" if limit is None else f"{limit:,.0f} MB",
+        f"{plan['vectors']}, {plan['examples']}",
+        f"{figures['construction_seconds']:.1f} s",
+        f"{memory['construction']:,.0f} MB",
+        f"{memory['product']:,.0f} MB",
         "" if predicted is None else f"{predicted:,.0f} MB",
-        f"{found['process_peak_mb']:,.0f} MB",
-        f"{vectors}, {plan['examples']}",
+        "" if predicted is None else f"{100.0 * (predicted / memory['product'] - 1.0):+.0f} %",
+        f"{figures['process_peak_mb']:,.0f} MB",
     ]
 
 
 def _measurements(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
-    for estimator, found in figures["measurements"].items():
-        if "failed" in found:
-            yield [_MODELS[name], f"`{estimator}`", found["failed"], *[""] * 8]
-            continue
+    for estimator, found in figures.get("measurements", {}).items():
         estimates = found["estimates"]
         quantities = ("frobenius_norm", "trace", "spectral_norm")
         yield [
             _MODELS[name],
-            f"`{estimator}`",
+            f"`{estimator}`" + (", warm" if found["carried"] else ""),
             f"{found['seconds']:.1f}",
-            f"{found['seconds_without_construction']:.1f}",
             f"{found['num_matvecs']}",
-            f"{found['micro_batches']} of {found['examples_at_a_time']}",
+            f"{found['rank']}",
             *(_estimate(estimates.get(quantity)) for quantity in quantities),
             f"{found['memory_mb']:,.0f} MB",
-            f"{found['process_peak_mb']:,.0f} MB",
         ]
 
 

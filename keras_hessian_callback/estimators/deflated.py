@@ -285,16 +285,11 @@ class _Draws:
 
     def take(self, count: int) -> Iterator[tf.Tensor]:
         """The next `count` probes, in blocks (w, n)."""
+        n, dtype, seed = self._operator.shape[0], self._operator.dtype, self._seed
         while count > 0:
             width = min(count, self._operator.block_size)
-            yield probes(
-                "rademacher",
-                size=self._operator.shape[0],
-                first=self._next,
-                count=width,
-                seed=self._seed,
-                dtype=self._operator.dtype,
-            )
+            first = self._next
+            yield probes("rademacher", size=n, first=first, count=width, seed=seed, dtype=dtype)
             self._next += width
             count -= width
 
