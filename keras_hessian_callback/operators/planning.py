@@ -8,7 +8,7 @@ from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.linalg import BLOCK_SIZE, probes
 from keras_hessian_callback.memory import Growth, free_bytes
 from keras_hessian_callback.operators.traced import TracedProducts
-from keras_hessian_callback.replicas import Workers, workers_of
+from keras_hessian_callback.replicas import Workers, devices_of, workers_of
 
 # Vectors that are held while a block of k is multiplied: _PER_VECTOR k + _BESIDE, with the block
 # itself. Measured by benchmarks/large_models.py.
@@ -77,6 +77,7 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
         each = _bytes_of_an_example(traced, batch)
     except OUT_OF_MEMORY:  # what is too much for so few will be halved
         return unseen
+    each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)
     examples = size if each * size <= allowed else max(1, int(allowed / each))
     taken = held + each * examples
