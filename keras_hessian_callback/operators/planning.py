@@ -82,7 +82,8 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     examples = size if each * size <= allowed else max(1, int(allowed / each))
     taken = held + each * examples
     room = max(0.0, (limit - taken) // vector)
-    return Plan(fits, block_size, examples if examples < size else None, taken, room, checked)
+    unlimited = 2 * each * size <= allowed  # two micro-batches together are looked at, too
+    return Plan(fits, block_size, None if unlimited else examples, taken, room, checked)
 
 
 def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
