@@ -212,18 +212,23 @@ def _estimate(
     state: Any,
 ) -> tuple[Findings, Any]:
     """What the estimator finds; with fewer vectors in memory, where that ran out."""
+    failed: Exception | None = None
     while True:
         try:
-            return estimator(seen, seed=seed, state=state)
+            found = estimator(seen, seed=seed, state=state)
+            break
         except OUT_OF_MEMORY as error:
             if not operator.lower_room():
                 raise
-            warnings.warn(
-                f"Memory ran out with the vectors of {estimator!r}: the measurement goes on with "
-                f"at most {operator.room:.0f} of them. A lower `memory_limit` or `max_rank` takes "
-                f"less from the start. The error was {summary(error)}",
-                stacklevel=2,
-            )
+            failed = error
+    if failed is not None:
+        warnings.warn(
+            f"Memory ran out with the vectors of {estimator!r}: the measurement went on with at "
+            f"most {operator.room:,.0f} of them. A lower `memory_limit` takes less from the start. "
+            f"The error was {summary(failed)}",
+            stacklevel=2,
+        )
+    return found
 
 
 def check_preconditioned(preconditioned: bool) -> None:

@@ -18,6 +18,7 @@ _FOR_VECTORS, _FOR_EXAMPLES = 0.45, 0.3  # of the limit, for a block at most, fo
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
 _SEEN = 2**26  # bytes from which a growth of memory tells something
+_TELLS = 0.1  # part of the memory that examples must have in it for their number to tell
 _UNKNOWN = 2**31  # bytes for an estimator's vectors, where nothing is known
 
 
@@ -49,8 +50,8 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
         batch: The largest micro-batch.
         limit: Bytes; None: half of what is free, as training takes memory too.
 
-    Cost: Two products on a few examples, at most on a fourth of the batch; on half of it where
-    these take memory that is worth planning.
+    Cost: Two products on a few examples, at most on a fourth of the batch; up to twice those on all
+    of it where vectors take most of the memory.
     """
     own = _own_plan(traced, batch, limit)
     workers = workers_of(traced.objective.model)
@@ -119,11 +120,16 @@ def _bytes_of_an_example(traced: TracedProducts, batch: Batch) -> float:
     while grown < _SEEN and count < size // 4:
         count = min(size // 4, _TIMES * count)
         grown = _growth(traced, batch, count)
-    more = min(2 * count, size)
-    if grown < _SEEN or more == count:
+    if grown < _SEEN:
         return max(0.0, grown - vectors_held(2) * _vector(traced)) / count
-    # Part of it is for all examples: the difference tells what each one takes.
-    return max(0.0, _growth(traced, batch, more) - grown) / (more - count)
+    # The peak may come from the vectors and tell nothing of examples: more, until it grows with them.
+    each = max(0.0, grown - vectors_held(2) * _vector(traced)) / count if count == size else 0.0
+    while count < size and each * count < _TELLS * grown:
+        before, fewer = grown, count
+        count = min(2 * count, size)
+        grown = _growth(traced, batch, count)
+        each = max(0.0, grown - before) / (count - fewer)
+    return each
 
 
 def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
