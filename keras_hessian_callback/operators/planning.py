@@ -122,7 +122,7 @@ def _bytes_of_an_example(traced: TracedProducts, batch: Batch) -> float:
         grown = _growth(traced, batch, count)
     if grown < _SEEN:
         return max(0.0, grown - vectors_held(2) * _vector(traced)) / count
-    # The peak may come from the vectors and tell nothing of examples: more, until it grows with them.
+    # The peak may come from the vectors, and tell nothing of examples: more, until it grows.
     each = max(0.0, grown - vectors_held(2) * _vector(traced)) / count if count == size else 0.0
     while count < size and each * count < _TELLS * grown:
         before, fewer = grown, count
