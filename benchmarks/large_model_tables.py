@@ -109,7 +109,9 @@ def _products(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
             text,
             f"{span(figures['product_seconds'][kind], 3)} s",
             span(gradients),
-            bar(gradients["median"], _MAX_GRADIENTS, f"{_MAX_GRADIENTS:g}"),
+            bar(gradients["median"], _MAX_GRADIENTS, f"{_MAX_GRADIENTS:g}")
+            if kind == "block"
+            else "",
         ]
 
 
