@@ -95,6 +95,8 @@ class Split:
         The probes so far may have shaped the rows; those to come must not.
         """
         self._drop_probes()
+        if not basis.shape[0]:
+            return
         if self.rank:  # orthogonal to the rows that are there, which rounding took away from
             basis = basis - combine(self.basis, gram(self.basis, basis))
             basis, _ = leading_basis([basis], basis.shape[0])

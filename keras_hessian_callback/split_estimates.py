@@ -62,7 +62,7 @@ def _population(split: Split) -> Estimate:
 
     ||sum_f s_f H_f||^2 - sum_f s_f^2 ||H_f||^2 has the expectation (1 - sum_f s_f^2) times the
     square of the population's norm, over folds drawn from it. The interval is Student's, for
-    the sampling error alone; it covers 92-96 %.
+    the sampling error alone; it covers 92-96 %, 89 % in a cold start on a decaying spectrum.
     """
     pairs = 1.0 - float(np.sum(np.square(split.shares)))
     known = (split.exact - split.folds) / pairs

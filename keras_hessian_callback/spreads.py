@@ -43,13 +43,15 @@ def quadratic_spread(
     if m < 2:
         return Spread(math.nan, math.nan, math.nan)
     unit = float(np.mean(np.abs(samples)))
+    if unit == math.inf:
+        return Spread(math.nan, math.nan, math.nan)
     if not unit > 0.0:
         return Spread(unit, m - 1.0, 2.0)
     products = products / unit
     np.fill_diagonal(products, np.nan)
     known = (~np.isnan(products)).astype(float)
     products = np.where(known > 0.0, products, 0.0)
-    pairs = int(known.sum())
+    pairs = max(1, int(known.sum()))
     triples = max(float(np.sum(known @ known * known)), pairs)
     whole = 2.0 * float(np.sum(products**2)) / pairs
     third = 8.0 * float(np.sum(products @ products * products)) / triples

@@ -34,7 +34,7 @@ def test_a_lifted_graph_is_the_model_in_double_precision(problem):
     objective = Objective(model)
     batch = HeldOutData(data).micro_batches(None)[0]
     traced = TracedProducts(objective, batch, "autodiff")
-    vectors = np.random.default_rng(0).normal(size=(traced.num_parameters, 3))
+    vectors = np.random.default_rng(0).normal(size=(3, traced.num_parameters))
     arguments = traced.arguments(objective.weights(), batch, tf.constant(vectors))
     actual = in_double_precision(traced.concrete)(*arguments)
     double, (x, *rest) = double_precision(problem, like=model)
