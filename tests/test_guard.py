@@ -124,7 +124,7 @@ def test_right_derivatives_with_kinks_are_left_alone():
 @pytest.mark.parametrize("activation", [square_without_its_second_derivative, nearly_tanh])
 def test_planted_errors_are_found_every_time(activation, monkeypatch):
     """100 of 100, at 4 examples."""
-    module = "keras_hessian_callback.operators.hessian.check_derivatives"
+    module = "keras_hessian_callback.operators.guard.check_derivatives"
     monkeypatch.setattr(module, lambda *_: None)  # or differences would be used at once
     found = verdicts(perceptron(activation), vectors(), range(50))
     model = perceptron("relu")
@@ -219,7 +219,7 @@ def test_models_that_need_their_batch_size_are_checked_on_all_of_it():
 
 def test_the_guard_runs_once_per_fit_and_is_cheap(monkeypatch):
     calls = []
-    module = "keras_hessian_callback.operators.hessian.check_derivatives"
+    module = "keras_hessian_callback.operators.guard.check_derivatives"
     monkeypatch.setattr(module, lambda *arguments: calls.append(arguments))
     model, data = perceptron("relu"), vectors()
     model.fit(*data, epochs=3, verbose=0, callbacks=[HessianNormCallback(data)])
@@ -239,7 +239,7 @@ def test_evaluations_of_the_guard():
     original = operator._traced.arguments
 
     def arguments(weights, batch, vectors):
-        sizes.append((batch.x.shape[0], vectors.shape[1]))
+        sizes.append((batch.x.shape[0], vectors.shape[0]))
         return original(weights, batch, vectors)
 
     operator._traced.concrete = Counted()
