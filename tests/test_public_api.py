@@ -55,6 +55,7 @@ def test_public_names():
                 "log_dir": None,
                 "schedule": "epoch",
                 "batch_size": None,
+                "memory_limit": None,
                 "loss_fn": None,
                 "training": False,
                 "preconditioned": False,
@@ -67,6 +68,7 @@ def test_public_names():
             {"method": "stochastic"},
             {
                 "batch_size": None,
+                "memory_limit": None,
                 "loss_fn": None,
                 "training": False,
                 "preconditioned": False,
@@ -79,6 +81,7 @@ def test_public_names():
             {"method": "stochastic"},
             {
                 "batch_size": None,
+                "memory_limit": None,
                 "loss_fn": None,
                 "training": False,
                 "preconditioned": False,
@@ -88,7 +91,13 @@ def test_public_names():
         (
             HessianOperator,
             {},
-            {"products": "autodiff", "batch_size": None, "loss_fn": None, "training": False},
+            {
+                "products": "autodiff",
+                "batch_size": None,
+                "memory_limit": None,
+                "loss_fn": None,
+                "training": False,
+            },
         ),
         (
             Deflated,
