@@ -68,6 +68,7 @@ def test_to_dict_is_strict_json():
         "batch_size": None,
         "preconditioned": False,
         "stability_threshold": None,
+        "block_size": None,
         "spectrum": {"nodes": [-1.0, None], "weights": [0.25, 0.75]},
         "layers": {
             "dense": {
