@@ -58,6 +58,8 @@ def test_values_are_unbiased_and_a_bias_of_5_percent_is_found(runs, name):
         biased = [shifted(estimate, factor) for estimate in of_name]
         assert not is_unbiased(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
         if name == "frobenius_norm":  # the trace's own error is larger than that
+            # Twice as much: 400 intervals of 8 % may or may not find 5 %.
+            biased = [shifted(estimate, factor**2) for estimate in of_name]
             assert not covers(biased, truth, false_fail_rate=FALSE_FAIL_RATE)
 
 
