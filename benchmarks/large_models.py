@@ -19,7 +19,7 @@ import tensorflow as tf
 from memory import MemoryWatch, plan, settle
 from networks import Problem, gpt2, many_rows, resnet, resnet50, transformer
 from processes import in_own_process, warm_up
-from products import gradient_function
+from products import force, gradient_function
 from timing import RESULTS, environment, interleaved, load, peak_memory, ratios, save, spread
 
 from keras_hessian_callback import (
@@ -105,12 +105,12 @@ def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     vectors = tf.random.stateless_normal([operator.block_size, operator.shape[0]], [0, 0])
     held = settle() - vectors.shape[0] * operator.shape[0] * operator.dtype.itemsize / 1e6
     with MemoryWatch() as product:
-        _force(operator.row_products(vectors))
+        force(operator.row_products(vectors))
     times = interleaved(
         {
-            "gradient": lambda: _force(gradient()[-1]),
-            "block": lambda: _force(operator.row_products(vectors)),
-            "single": lambda: _force(operator.row_products(vectors[:1])),
+            "gradient": lambda: force(gradient()[-1]),
+            "block": lambda: force(operator.row_products(vectors)),
+            "single": lambda: force(operator.row_products(vectors[:1])),
         },
         rounds,
     )
@@ -134,7 +134,7 @@ def measure(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     for key, estimator in (_FEW if large.few else _ESTIMATORS).items():
         state, warm = None, int(key == "Deflated" and not large.few)
         for step in range(1 + warm):  # a second one carries the basis
-            held = settle()
+            settle()
             with MemoryWatch() as watch:
                 report, state = measure_operator(operator, estimator, seed=(0, step), state=state)
         figures["measurements"][key] = {
@@ -201,11 +201,6 @@ def _is_sparse(model: keras.Model, x: np.ndarray, y: np.ndarray, index: int) -> 
         loss = model.compute_loss(x, y, model(x, training=False), training=False)
     gradient = tape.gradient(loss, model.trainable_variables[index].value)
     return isinstance(gradient, tf.IndexedSlices)
-
-
-def _force(result: tf.Tensor) -> float:
-    """Waits until the result is there; reads one entry, not to time a copy."""
-    return float(tf.reshape(result, [-1])[0])
 
 
 def all_of(name: str, quick: bool, rounds: int) -> dict[str, Any]:

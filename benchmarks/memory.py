@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
@@ -67,9 +68,8 @@ class MemoryWatch:
 
 def plan(operator: Any) -> dict[str, float | None]:
     """Examples and vectors that an operator computes on at a time, and the memory it predicts."""
-    predicted = getattr(operator, "peak_bytes", None)
     return {
         "examples": operator.batch_size,
-        "vectors": getattr(operator, "block_size", None),
-        "predicted_mb": None if predicted is None else predicted / 1e6,
+        "vectors": operator.block_size,
+        "predicted_mb": None if math.isnan(operator.peak_bytes) else operator.peak_bytes / 1e6,
     }

@@ -72,10 +72,10 @@ def _steady(model: keras.Model, x: np.ndarray, y: np.ndarray, rounds: int) -> di
     vectors = tf.random.stateless_normal([_BLOCK, operator.shape[0]], [0, 0])
     times = interleaved(
         {
-            "gradient": lambda: _force(gradient()[-1]),
-            "block": lambda: _force(operator.row_products(vectors)),
-            "single": lambda: _force(operator.matvec(vectors[0])),
-            "finite_difference": lambda: _force(differences.row_products(vectors)),
+            "gradient": lambda: force(gradient()[-1]),
+            "block": lambda: force(operator.row_products(vectors)),
+            "single": lambda: force(operator.matvec(vectors[0])),
+            "finite_difference": lambda: force(differences.row_products(vectors)),
         },
         rounds,
     )
@@ -105,7 +105,7 @@ def gradient_function(
     return lambda: gradient(x, y)
 
 
-def _force(result: tf.Tensor) -> float:
+def force(result: tf.Tensor) -> float:
     """Waits until the result is there; reads one entry, not to time a copy."""
     return float(tf.reshape(result, [-1])[0])
 

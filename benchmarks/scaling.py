@@ -19,7 +19,7 @@ from memory import MemoryWatch, plan, settle
 from networks import Problem, convolutional, mlp, mlp_of_size, transformer
 from power_laws import MIN_POINTS, fit_power_law
 from processes import in_own_process, warm_up
-from products import gradient_function
+from products import force, gradient_function
 from timing import RESULTS, environment, interleaved, load, peak_memory, ratios, save, spread
 
 from keras_hessian_callback import HessianOperator
@@ -92,16 +92,16 @@ def measure(name: str, size: int, rounds: int, memory_limit: int | None) -> dict
     settle()
     with MemoryWatch() as product:
         vectors = tf.random.stateless_normal([block, operator.shape[0]], [0, 0])
-        _force(operator.row_products(vectors))
+        force(operator.row_products(vectors))
     peak = peak_memory()
     gradient = gradient_function(model, x, y)
     clocks: list[np.ndarray] = []
     times = interleaved(
         {
             "block": lambda: clocks.append(
-                _clocks_of(lambda: _force(operator.row_products(vectors)))
+                _clocks_of(lambda: force(operator.row_products(vectors)))
             ),
-            "gradient": lambda: _force(gradient()[-1]),
+            "gradient": lambda: force(gradient()[-1]),
         },
         rounds,
     )
@@ -123,11 +123,6 @@ def measure(name: str, size: int, rounds: int, memory_limit: int | None) -> dict
         "process_peak_mb": peak,
         "at_a_time": plan(operator),
     }
-
-
-def _force(result: tf.Tensor) -> float:
-    """Waits until the result is there; reads one entry, not to time a copy."""
-    return float(tf.reshape(result, [-1])[0])
 
 
 def _clocks_of(function: Callable[[], object]) -> np.ndarray:

@@ -137,8 +137,7 @@ class Split:
             self.quadratics = np.append(self.quadratics, row_dots(block, total))
             shadow = gram(self.basis, total)
             residual = total - combine(self.basis, shadow) if self.rank else total
-            self.residuals.add(signs, residual, shadow)
-            self.tails = np.append(self.tails, square_sums(residual))
+            self.tails = np.append(self.tails, self.residuals.add(signs, residual, shadow))
             self.fold_tails = np.append(self.fold_tails, folds)
         self._spread = None
 

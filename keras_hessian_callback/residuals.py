@@ -40,8 +40,8 @@ class Residuals:
         self._squared: Any = 0.0  # sum of r * r
         self._square_sum = self._fourth_sum = 0.0
 
-    def add(self, signs: tf.Tensor, block: tf.Tensor, shadow: np.ndarray) -> None:
-        """Takes in the residuals (w, n) of probes (w, n) with Q'Hv (k, w)."""
+    def add(self, signs: tf.Tensor, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
+        """Takes in the residuals (w, n) of probes (w, n) with Q'Hv (k, w); gives ||r||^2, (w,)."""
         if self.blocks and self._at_hand + block.shape[0] > self._room:
             self._groups_of_layers.append(self._of_layers())
             self._groups.append(self.products_at_hand)
@@ -53,7 +53,9 @@ class Residuals:
         self._squared += tf.reduce_sum(squares, axis=0, keepdims=True)
         self._fourth_sum += float(np.sum(row_dots(squares, squares)))
         self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
-        self._square_sum += float(np.sum(square_sums(block)))
+        lengths = square_sums(block)
+        self._square_sum += float(np.sum(lengths))
+        return lengths
 
     def let_go(self) -> None:
         """Holds no vectors any more."""
