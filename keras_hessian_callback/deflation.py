@@ -10,8 +10,8 @@ from keras_hessian_callback.linalg import (
     add_scaled,
     combine,
     gram,
+    grams,
     leading_basis,
-    row_dots,
     square_sums,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator
@@ -60,12 +60,13 @@ class Split:
         self._squares = np.square(operator.shares)
         self.basis = self.products = tf.zeros([0, operator.shape[0]], operator.dtype)
         self.inner = self.outer = np.zeros((0, 0))
+        self._outer_of_layers = np.zeros((max(1, len(operator.layers)), 0, 0))
         self.folds = 0.0
         self.num_matvecs = self.num_deflated = 0
         self._drop_probes()
 
     def _drop_probes(self) -> None:
-        self.residuals = Residuals(self._operator.layers, self.basis, self._room)
+        self.residuals = Residuals(self._operator.layers, self.basis, self.products, self._room)
         self._spread: Spread | None = None
         self.tails = self.quadratics = self.fold_tails = np.zeros(0)
 
@@ -117,9 +118,12 @@ class Split:
             parts.insert(0, self.products)
         self.basis = basis
         self.products = parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
-        inner = gram(self.basis, self.products)
+        columns = [rows for _, rows in self._operator.layers] or [slice(None)]
+        found = grams([self.basis, self.products], [self.products], columns)
+        inner, self._outer_of_layers = np.split(found, 2, axis=1)
+        inner = inner.sum(axis=0)
         self.inner = (inner + inner.T) / 2.0
-        self.outer = gram(self.products, self.products)
+        self.outer = self._outer_of_layers.sum(axis=0)
         self._drop_probes()
 
     def probe(self, blocks: Iterable[tf.Tensor]) -> None:
@@ -134,8 +138,9 @@ class Split:
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
-            self.quadratics = np.append(self.quadratics, row_dots(block, total))
-            shadow = gram(self.basis, total)
+            [found] = grams([self.basis, block], [total])
+            shadow, quadratics = found[: self.rank], np.diagonal(found[self.rank :])
+            self.quadratics = np.append(self.quadratics, quadratics)
             residual = total - combine(self.basis, shadow) if self.rank else total
             self.tails = np.append(self.tails, self.residuals.add(signs, residual, shadow))
             self.fold_tails = np.append(self.fold_tails, folds)
@@ -156,13 +161,10 @@ class Split:
         crossing = self.outer - self.inner @ self.inner  # (PHQ)'PHQ
         known: dict[str, float] = {}
         layers = self._operator.layers
-        sizes = [rows.stop - rows.start for _, rows in layers]
-        blocks = [
-            tf.split(block, sizes, axis=1) if layers else ()
-            for block in (self.basis, self.products)
-        ]
-        for (name, _), basis, of_basis in zip(layers, *blocks, strict=True):
-            square = square_sums(of_basis).sum() + np.sum(gram(basis, basis) * crossing)
+        own = [self.basis]
+        parts = grams(own, own, [rows for _, rows in layers])
+        for (name, _), basis, outer in zip(layers, parts, self._outer_of_layers, strict=False):
+            square = np.trace(outer) + np.sum(basis * crossing)
             known[name] = known.get(name, 0.0) + float(square)
         result = {}
         for name, products in self.residuals.products_of_layers().items():
@@ -170,17 +172,17 @@ class Split:
             result[name] = known[name], samples, quadratic_spread(samples, products)
         return result
 
-    def ritz(self, index: int) -> tuple[float, float]:
-        """A Ritz value of H on the basis, by its place from below, and its residual norm.
+    def ends(self) -> list[tuple[float, float]]:
+        """The smallest and the largest Ritz value of H on the basis, with residual norms.
 
         With theta, s an eigenpair of Q'HQ an eigenvalue of H lies within ||HQs - theta Qs|| of
-        theta (H symmetric). The residual is formed as a vector: from the Gram matrices its
-        square would be a difference of large numbers.
+        theta (H symmetric). The residuals are formed as vectors: from the Gram matrices their
+        squares would be differences of large numbers.
         """
         values, vectors = np.linalg.eigh(self.inner)
-        theta, s = float(values[index]), vectors[:, index : index + 1 or None]
-        residual = combine(self.products, s) - combine(self.basis, theta * s)
-        return theta, float(np.sqrt(square_sums(residual)[0]))
+        values, vectors = values[[0, -1]], vectors[:, [0, -1]]
+        residuals = combine(self.products, vectors) - combine(self.basis, values * vectors)
+        return list(zip(values.tolist(), np.sqrt(square_sums(residuals)).tolist(), strict=True))
 
     @property
     def spread(self) -> Spread:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import gram, gram_of, row_dots, square_sums
+from keras_hessian_callback.linalg import grams, leading_basis, square_sums
 
 Layers = Sequence[tuple[str, slice]]
 
@@ -15,12 +15,12 @@ class Residuals:
     """The residuals r = PHPv of probes v, the products of their pairs, as a whole and by layer.
 
     They are kept, as many as there is room for: where one more would not fit, the products of
-    those at hand are taken, and they make way. What pairs of different groups have in common is
-    then not known.
+    those at hand stay, and they make way. What pairs of different groups have in common is then
+    not known.
 
     Args:
         layers: Names and entries of the parts of a vector.
-        basis: Q (k, n), P = I - QQ'.
+        basis, images: Q and HQ, as rows (k, n); P = I - QQ'.
         room: Residuals that may be kept, at least 2.
 
     Attributes:
@@ -29,42 +29,62 @@ class Residuals:
     Memory: `room` + 2 vectors.
     """
 
-    def __init__(self, layers: Layers, basis: tf.Tensor, room: float) -> None:
-        self._layers, self._basis, self._room = layers, basis, room
-        self.blocks: list[tf.Tensor] = []
-        self._shadows: list[np.ndarray] = []
-        self._products: np.ndarray | None = None
+    def __init__(self, layers: Layers, basis: tf.Tensor, images: tf.Tensor, room: float) -> None:
+        self._layers, self._basis, self._images, self._room = layers, basis, images, room
         self._groups: list[np.ndarray] = []
         self._groups_of_layers: list[dict[str, np.ndarray]] = []
         self._signed: Any = 0.0  # sum of v * r, entry by entry
         self._squared: Any = 0.0  # sum of r * r
         self._square_sum = self._fourth_sum = 0.0
+        self._empty()
+
+    def _empty(self) -> None:
+        self.blocks: list[tf.Tensor] = []
+        k, parts = self._basis.shape[0], max(1, len(self._layers))
+        self._shadows = self._crossing = np.zeros((k, 0))
+        self._mixed, self._products = np.zeros((parts, k, 0)), np.zeros((parts, 0, 0))
 
     def add(self, signs: tf.Tensor, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
         """Takes in the residuals (w, n) of probes (w, n) with Q'Hv (k, w); gives ||r||^2, (w,)."""
         if self.blocks and self._at_hand + block.shape[0] > self._room:
             self._groups_of_layers.append(self._of_layers())
             self._groups.append(self.products_at_hand)
-            self.blocks, self._shadows = [], []
-        self.blocks.append(block)
-        self._shadows.append(shadow)
-        self._products = None
+            self._empty()
+        lengths = self._multiply(block, shadow)
+        self._square_sum += float(np.sum(lengths))
         squares = tf.square(block)
         self._squared += tf.reduce_sum(squares, axis=0, keepdims=True)
-        self._fourth_sum += float(np.sum(row_dots(squares, squares)))
+        self._fourth_sum += float(np.sum(square_sums(squares)))
         self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
-        lengths = square_sums(block)
-        self._square_sum += float(np.sum(lengths))
         return lengths
+
+    def _multiply(self, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
+        """The products of a block with all that is at hand, in one pass; ||r||^2."""
+        k, m = self._basis.shape[0], self._at_hand
+        parts = [rows for _, rows in self._layers] or [slice(None)]
+        found = grams([self._basis, self._images, *self.blocks, block], [block], parts)
+        mixed, crossing, before, own = np.split(found, [k, 2 * k, 2 * k + m], axis=1)
+        self._shadows = np.append(self._shadows, shadow, axis=1)
+        self._crossing = np.append(self._crossing, crossing.sum(axis=0), axis=1)
+        self._mixed = np.append(self._mixed, mixed, axis=2)
+        rows = np.append(before, own, axis=1)
+        products = np.append(self._products, before, axis=2)
+        self._products = np.append(products, rows.transpose(0, 2, 1), axis=1)
+        self.blocks.append(block)
+        return np.diagonal(own.sum(axis=0))
+
+    def leading(self, rank: int) -> tf.Tensor:
+        """The leading right singular vectors of those that are kept, as rows."""
+        return leading_basis(list(self.blocks), rank, products=self.products_at_hand)[0]
 
     def let_go(self) -> None:
         """Holds no vectors any more."""
-        self._basis = self._basis[:0]
+        self._basis, self._images = self._basis[:0], self._images[:0]
         self.blocks = []
 
     @property
     def _at_hand(self) -> int:
-        return sum(block.shape[0] for block in self.blocks)
+        return self._products.shape[1]
 
     @property
     def count(self) -> int:
@@ -74,9 +94,12 @@ class Residuals:
     @property
     def products_at_hand(self) -> np.ndarray:
         """r_i . r_j of those that are kept, in float64."""
-        if self._products is None:
-            self._products = gram_of(self.blocks) if self.blocks else np.zeros((0, 0))
-        return self._products
+        return self._products.sum(axis=0)
+
+    @property
+    def crossing(self) -> np.ndarray:
+        """(HQ)'r of those that are kept, (k, w) in float64."""
+        return self._crossing
 
     @property
     def products(self) -> np.ndarray:
@@ -90,18 +113,10 @@ class Residuals:
 
     def _of_layers(self) -> dict[str, np.ndarray]:
         parts: dict[str, np.ndarray] = {}
-        shadows = np.concatenate(self._shadows, axis=1) if self.blocks else np.zeros((0, 0))
-        sizes = [rows.stop - rows.start for _, rows in self._layers]
-        blocks = [
-            tf.split(block, sizes, axis=1) if self._layers else ()
-            for block in (self._basis, *self.blocks)
-        ]
-        for (name, _), basis, *residuals in zip(self._layers, *blocks, strict=True):
-            products = gram_of(residuals) if residuals else np.zeros((0, 0))
-            if len(shadows) and residuals:
-                mixed = shadows.T @ np.concatenate([gram(basis, r) for r in residuals], axis=1)
-                products += mixed + mixed.T
-            parts[name] = parts.get(name, 0.0) + products
+        for (name, _), mixed, products in zip(
+            self._layers, self._shadows.T @ self._mixed, self._products, strict=False
+        ):
+            parts[name] = parts.get(name, 0.0) + products + mixed + mixed.T
         return parts
 
     def mean_of_diagonals(self) -> float:

@@ -107,8 +107,16 @@ def check_first_derivatives(graph: tf.Graph) -> None:
 
 
 def check_second_derivatives(graph: tf.Graph) -> None:
-    """Raises SecondDerivativeError where a traced gradient drops a second derivative."""
+    """Raises SecondDerivativeError where a traced gradient drops a second derivative, or has none.
+
+    A SymbolicGradient is TensorFlow's stand-in for the gradient of a function without a rule (the
+    second one of CTC); where Grappler has not replaced it, to run it ends the process.
+    """
     for name, kind in operations(graph):
+        if kind == "SymbolicGradient":
+            raise SecondDerivativeError(
+                f"TensorFlow cannot differentiate the gradient of this model ({kind} in {name!r})."
+            )
         if kind in _SILENT:
             raise SecondDerivativeError(
                 f"TensorFlow drops the second derivative of {_SILENT[kind]} ({kind} in {name!r}), "

@@ -35,8 +35,8 @@ def split_estimates(split: Split, top: Split) -> Findings:
     spectral = _spectral_norm(split, top, norm, rounding)
     estimates |= {"trace": trace, "spectral_norm": spectral}
     estimates["stable_rank"] = stable_rank_estimate(norm, spectral)
-    for name, index in (("largest_ritz_value", -1), ("smallest_ritz_value", 0)):
-        estimates[name] = _ritz(top, index, rounding)
+    smallest, largest = _ritz(top, rounding)
+    estimates |= {"largest_ritz_value": largest, "smallest_ritz_value": smallest}
     return Findings(estimates | _layers(split, norm), _ritz_values(top))
 
 
@@ -70,12 +70,16 @@ def _population(split: Split) -> Estimate:
     return signed_root_estimate(known, samples, num_matvecs=split.num_matvecs)
 
 
-def _ritz(top: Split, index: int, rounding: float) -> Estimate:
+def _ritz(top: Split, rounding: float) -> list[Estimate]:
+    """The smallest and the largest Ritz value."""
+    spent = top.num_deflated
     if not top.rank or not np.isfinite(top.inner).all():
-        return Estimate(math.nan, math.nan, math.nan, math.nan, top.num_deflated)
-    theta, residual = top.ritz(index)
-    bar = residual + rounding * math.sqrt(np.linalg.eigvalsh(top.outer)[-1])
-    return Estimate(theta, math.nan, theta - bar, theta + bar, top.num_deflated)
+        return 2 * [Estimate(math.nan, math.nan, math.nan, math.nan, spent)]
+    slack = rounding * math.sqrt(np.linalg.eigvalsh(top.outer)[-1])
+    return [
+        Estimate(theta, math.nan, theta - residual - slack, theta + residual + slack, spent)
+        for theta, residual in top.ends()
+    ]
 
 
 def _spectral_norm(split: Split, top: Split, norm: Estimate, rounding: float) -> Estimate:

@@ -60,7 +60,7 @@ ALLOWED = {
     "objective": {"data", "masses", "replicas", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "krylov": {"linalg", "operators.linear_operator"},
-    "basis": {"operators.linear_operator"},
+    "basis": {"deflation", "linalg", "operators.linear_operator"},
     "deflation": {"linalg", "operators.linear_operator", "residuals", "spreads"},
     "residuals": {"linalg"},
     "split_estimates": {"deflation", "intervals", "results"},

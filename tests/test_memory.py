@@ -1,5 +1,9 @@
 """Memory that is planned: what is free, what examples take, and what is left for estimators."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -62,6 +66,36 @@ def test_growth_is_that_of_the_meantime():
         block = np.ones(40 * MIB // 8)
         del block
     assert 30 * MIB < growth.bytes < 60 * MIB
+
+
+GROWTH_AFTER_USE = """
+import tensorflow as tf
+from keras_hessian_callback.memory import Growth
+
+def use():
+    blocks = [tf.ones([2**20, 5]) for _ in range(10)]  # 20 MiB each
+    return [block + 1.0 for block in blocks][0][0, 0]
+
+use()
+growth = Growth()
+with growth.watched():
+    use()
+print("grown", growth.bytes / 2**20)
+"""
+
+
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_growth_counts_memory_that_the_process_had_kept(onednn):
+    """With oneDNN, where the processor has what it takes, TensorFlow's allocator keeps it all."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH_AFTER_USE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": onednn},
+    )
+    grown = float(done.stdout.split("grown")[1])
+    assert 300 < grown < 500
 
 
 def test_small_problems_are_not_cut():
@@ -139,14 +173,14 @@ def test_less_room_costs_accuracy_and_nothing_else(room):
 
 def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):
     model, data = tanh_classifier()
-    make = deflated.leading_basis
+    make = deflated.next_basis
 
-    def limited(blocks, rank, scales=None):
-        if rank > 3:
+    def limited(split, top, most):
+        if most > 3:
             raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
-        return make(blocks, rank, scales)
+        return make(split, top, most)
 
-    monkeypatch.setattr(deflated, "leading_basis", limited)
+    monkeypatch.setattr(deflated, "next_basis", limited)
     with pytest.warns(UserWarning, match="the measurement went on with at most"):
         report = measure_curvature(model, data, Deflated(target_error=None))
     truth = measure_curvature(model, data, "autodiff")["frobenius_norm"].value

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.basis import Basis
+from keras_hessian_callback.basis import Basis, next_basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
-from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, leading_basis, probes
+from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, probes
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
@@ -180,16 +180,16 @@ class Deflated:
                 break
             added, width, planned = self._next(split, left, most)
             if added:
-                split.deflate(leading_basis(list(split.residuals.blocks), added)[0])
+                split.deflate(split.residuals.leading(added))
             split.probe(draws.take(width))
         top = split
         if split.finite and not split.rank and spare:
             # A flat spectrum: these are for its ends and for the next measurement alone.
             top = Split(operator)
-            top.deflate(leading_basis(list(split.residuals.blocks), spare)[0])
+            top.deflate(split.residuals.leading(spare))
             split.num_matvecs += top.num_matvecs
         found = split_estimates(split, top)
-        return found, _next_basis(split, top, most) if split.finite and top.finite else None
+        return found, next_basis(split, top, most) if split.finite and top.finite else None
 
     @property
     def _rank(self) -> int:
@@ -292,25 +292,3 @@ class _Draws:
             yield probes("rademacher", size=n, first=first, count=width, seed=seed, dtype=dtype)
             self._next += width
             count -= width
-
-
-def _next_basis(split: Split, top: Split, most: int) -> Basis | None:
-    """The leading right singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration."""
-    now, share = split.spread.variance, split.variance_left()
-    scale = max(1, len(split.residuals.products_at_hand)) ** -0.5
-    blocks = [top.products, *split.residuals.blocks]
-    top.let_go()
-    split.let_go()
-    vectors, squares = leading_basis(blocks, most, [1.0, *[scale] * (len(blocks) - 1)])
-    if not vectors.shape[0]:
-        return None
-    # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.
-    # With eigenvectors spread over all n entries the second sum takes a direction's share back.
-    spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[1]
-    parts = 2.0 * squares * np.maximum(squares - spread_out, 0.0)
-    parts[split.rank :] *= (
-        now * (1.0 - share) / max(parts[split.rank :].sum(), np.finfo(float).tiny)
-    )
-    variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
-    square = split.exact + float(np.mean(split.tails))
-    return Basis(vectors, variances[: vectors.shape[0] + 1], square)
