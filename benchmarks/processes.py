@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -13,10 +14,14 @@ import numpy as np
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of a module gives, called in a fresh process.
 
+    TensorFlow takes its memory there from the system, so that it can be watched: with oneDNN its
+    own allocator keeps what was freed, and what is filled again looks like none.
+
     Raises:
         concurrent.futures.process.BrokenProcessPool: If the process dies, as where the system
             ran out of memory.
     """
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "true")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
