@@ -15,7 +15,7 @@ from keras_hessian_callback.linalg import (
     square_sums,
 )
 from keras_hessian_callback.operators.linear_operator import LinearOperator
-from keras_hessian_callback.residuals import Residuals
+from keras_hessian_callback.residuals import Residuals, columns_of
 from keras_hessian_callback.spreads import (
     Spread,
     pooled_variance,
@@ -60,7 +60,7 @@ class Split:
         self._squares = np.square(operator.shares)
         self.basis = self.products = tf.zeros([0, operator.shape[0]], operator.dtype)
         self.inner = self.outer = np.zeros((0, 0))
-        self._outer_of_layers = np.zeros((max(1, len(operator.layers)), 0, 0))
+        self._outer_of_layers = np.zeros((len(columns_of(operator.layers)), 0, 0))
         self.folds = 0.0
         self.num_matvecs = self.num_deflated = 0
         self._drop_probes()
@@ -118,7 +118,7 @@ class Split:
             parts.insert(0, self.products)
         self.basis = basis
         self.products = parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
-        columns = [rows for _, rows in self._operator.layers] or [slice(None)]
+        columns = columns_of(self._operator.layers)
         found = grams([self.basis, self.products], [self.products], columns)
         inner, self._outer_of_layers = np.split(found, 2, axis=1)
         inner = inner.sum(axis=0)
@@ -162,7 +162,7 @@ class Split:
         known: dict[str, float] = {}
         layers = self._operator.layers
         own = [self.basis]
-        parts = grams(own, own, [rows for _, rows in layers])
+        parts = grams(own, own, columns_of(layers))
         for (name, _), basis, outer in zip(layers, parts, self._outer_of_layers, strict=False):
             square = np.trace(outer) + np.sum(basis * crossing)
             known[name] = known.get(name, 0.0) + float(square)

@@ -293,8 +293,7 @@ def leading_basis(
     blocks.clear()
     off = math.inf if len(leading) else 0.0  # from orthonormal
     while off > _ORTHONORMAL:
-        own = [basis]
-        products = gram_of(own)
+        products = gram_of([basis])
         off = float(np.abs(products - np.eye(len(leading))).max())
         basis = combine(basis, np.linalg.inv(np.linalg.cholesky(products)).T)
     return basis, squares

@@ -11,6 +11,11 @@ from keras_hessian_callback.linalg import grams, leading_basis, square_sums
 Layers = Sequence[tuple[str, slice]]
 
 
+def columns_of(layers: Layers) -> list[slice]:
+    """The entries of each layer; where there are none, all of them as one part."""
+    return [rows for _, rows in layers] or [slice(None)]
+
+
 class Residuals:
     """The residuals r = PHPv of probes v, the products of their pairs, as a whole and by layer.
 
@@ -40,7 +45,7 @@ class Residuals:
 
     def _empty(self) -> None:
         self.blocks: list[tf.Tensor] = []
-        k, parts = self._basis.shape[0], max(1, len(self._layers))
+        k, parts = self._basis.shape[0], len(columns_of(self._layers))
         self._shadows = self._crossing = np.zeros((k, 0))
         self._mixed, self._products = np.zeros((parts, k, 0)), np.zeros((parts, 0, 0))
 
@@ -61,15 +66,15 @@ class Residuals:
     def _multiply(self, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
         """The products of a block with all that is at hand, in one pass; ||r||^2."""
         k, m = self._basis.shape[0], self._at_hand
-        parts = [rows for _, rows in self._layers] or [slice(None)]
-        found = grams([self._basis, self._images, *self.blocks, block], [block], parts)
+        rows = [self._basis, self._images, *self.blocks, block]
+        found = grams(rows, [block], columns_of(self._layers))
         mixed, crossing, before, own = np.split(found, [k, 2 * k, 2 * k + m], axis=1)
         self._shadows = np.append(self._shadows, shadow, axis=1)
         self._crossing = np.append(self._crossing, crossing.sum(axis=0), axis=1)
         self._mixed = np.append(self._mixed, mixed, axis=2)
-        rows = np.append(before, own, axis=1)
+        new = np.append(before, own, axis=1).transpose(0, 2, 1)
         products = np.append(self._products, before, axis=2)
-        self._products = np.append(products, rows.transpose(0, 2, 1), axis=1)
+        self._products = np.append(products, new, axis=1)
         self.blocks.append(block)
         return np.diagonal(own.sum(axis=0))
 
