@@ -119,7 +119,7 @@ class Split:
         self.basis = basis
         self.products = parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
         columns = columns_of(self._operator.layers)
-        found = grams([self.basis, self.products], [self.products], columns)
+        found = grams([self.basis, self.products], basis.shape[0], columns)
         inner, self._outer_of_layers = np.split(found, 2, axis=1)
         inner = inner.sum(axis=0)
         self.inner = (inner + inner.T) / 2.0
@@ -138,9 +138,9 @@ class Split:
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
-            [found] = grams([self.basis, block], [total])
-            shadow, quadratics = found[: self.rank], np.diagonal(found[self.rank :])
-            self.quadratics = np.append(self.quadratics, quadratics)
+            [found] = grams([self.basis, block, total], block.shape[0])
+            shadow, crossed, _ = np.split(found, [self.rank, self.rank + block.shape[0]])
+            self.quadratics = np.append(self.quadratics, np.diagonal(crossed))
             residual = total - combine(self.basis, shadow) if self.rank else total
             self.tails = np.append(self.tails, self.residuals.add(signs, residual, shadow))
             self.fold_tails = np.append(self.fold_tails, folds)
@@ -161,8 +161,7 @@ class Split:
         crossing = self.outer - self.inner @ self.inner  # (PHQ)'PHQ
         known: dict[str, float] = {}
         layers = self._operator.layers
-        own = [self.basis]
-        parts = grams(own, own, columns_of(layers))
+        parts = grams([self.basis], self.rank, columns_of(layers))
         for (name, _), basis, outer in zip(layers, parts, self._outer_of_layers, strict=False):
             square = np.trace(outer) + np.sum(basis * crossing)
             known[name] = known.get(name, 0.0) + float(square)

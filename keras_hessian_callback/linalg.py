@@ -154,40 +154,38 @@ def square_sums(block: Block) -> np.ndarray:
 
 def gram(left: Block, right: Block) -> np.ndarray:
     """The float64 matrix left right' of two blocks (k, n) and (l, n): (k, l)."""
-    return grams([left], [right])[0]
+    return grams([left, right], right.shape[0])[0, : left.shape[0]]
 
 
 def gram_of(blocks: Sequence[Block]) -> np.ndarray:
     """The float64 Gram matrix of the rows of all blocks (k_i, n), in order."""
-    return grams(blocks, blocks)[0]
+    return grams(blocks, sum(block.shape[0] for block in blocks))[0]
 
 
 def grams(
-    left: Sequence[Block], right: Sequence[Block], parts: Sequence[slice] = (slice(None),)
+    blocks: Sequence[Block], last: int, parts: Sequence[slice] = (slice(None),)
 ) -> np.ndarray:
-    """The float64 matrices L R' of some columns of the rows L and R, part by part.
+    """The float64 products of some columns of all rows with those of the last rows, part by part.
 
     Args:
-        left: Blocks (k_i, n), whose k rows count in order.
-        right: Blocks (l_i, n) with l rows; the same list as `left`: symmetric matrices.
+        blocks: (k_i, n), whose k rows count in order.
+        last: Number l of rows that the others are multiplied with.
         parts: Columns.
 
     Returns:
         (p, k, l), a matrix for each part.
     """
-    same = left is right
-    left, right = [_at_hand(block) for block in left], [_at_hand(block) for block in right]
-    shape = [sum(block.shape[0] for block in blocks) for blocks in (left, right)]
-    totals = np.zeros([len(parts), *shape])
+    blocks = [_at_hand(block) for block in blocks]
+    rows = sum(block.shape[0] for block in blocks)
+    totals = np.zeros([len(parts), rows, last])
     if not totals.size:
         return totals
-    length = _length(left[0], rows=sum(shape), products=math.prod(shape))
+    length = _length(blocks[0], rows=rows, products=rows * last)
     for total, part in zip(totals, parts, strict=True):
-        start, stop, _ = part.indices(left[0].shape[1])
+        start, stop, _ = part.indices(blocks[0].shape[1])
         for first in range(start, stop, length):
-            columns = slice(first, min(first + length, stop))
-            a = _doubles(left, columns)
-            b = a if same else _doubles(right, columns)
+            a = _doubles(blocks, slice(first, min(first + length, stop)))
+            b = a[rows - last :]
             total += a @ b.T if isinstance(a, np.ndarray) else tf.matmul(a, b, transpose_b=True)
     return totals
 

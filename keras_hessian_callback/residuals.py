@@ -67,7 +67,7 @@ class Residuals:
         """The products of a block with all that is at hand, in one pass; ||r||^2."""
         k, m = self._basis.shape[0], self._at_hand
         rows = [self._basis, self._images, *self.blocks, block]
-        found = grams(rows, [block], columns_of(self._layers))
+        found = grams(rows, block.shape[0], columns_of(self._layers))
         mixed, crossing, before, own = np.split(found, [k, 2 * k, 2 * k + m], axis=1)
         self._shadows = np.append(self._shadows, shadow, axis=1)
         self._crossing = np.append(self._crossing, crossing.sum(axis=0), axis=1)
