@@ -193,7 +193,7 @@ def student_quantile(degrees: float) -> float:
 
 @functools.cache
 def _student_table() -> tuple[np.ndarray, np.ndarray]:
-    """log t, nearly linear in 1 / degrees, at 500 of these: by bisection of the tail."""
+    """Inverse degrees of freedom, and log t, nearly linear in them: by bisection of the tail."""
     inverse = np.linspace(1e-6, 5.0, 500)
     half = tf.constant(0.5 / inverse), tf.constant(0.5, tf.float64, shape=[500])
     low, high = np.zeros(500), np.full(500, 16.0)  # of log t

@@ -163,7 +163,7 @@ class _Gradients:
         over_h = over_2h = self._difference(point, vector, h)
         size = np.maximum(self._norms(over_h), self._norms(product[0]))
         error = self._norms(product[0] - over_h)
-        if not (error <= _TOLERANCE * size).all():
+        if not (error <= _TOLERANCE * size + rounding).all():
             over_2h = self._difference(point, vector, 2 * h)
         return _Comparison(
             vector[0].numpy(),
