@@ -126,15 +126,8 @@ def split_norm_estimate(
     slack = rounding * root
     if m < 2 or tail == 0.0 or spread.variance <= 0.0:
         return Estimate(root, slack, root - slack, root + slack, num_matvecs)
-    rest = math.sqrt(spread.variance / spread.variation)
-    known = square - rest
-    center = 1.0 - spread.variation / (9.0 * m)
-    half_width = student_quantile(spread.degrees) * math.sqrt(
-        spread.variation * (1.0 + 1.0 / m) / (9.0 * m)
-    )
-    narrow = center - half_width
-    upper = math.sqrt(max(known + rest * narrow**-3, 0.0)) if narrow > 0.0 else math.inf
-    lower = math.sqrt(max(known + rest * (center + half_width) ** -3, 0.0))
+    low, high = _ends(square, spread, m)
+    lower, upper = math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
     value = root + spread.variance / m / (8.0 * root**3)
     return Estimate(
         value,
@@ -145,20 +138,45 @@ def split_norm_estimate(
     )
 
 
-def signed_root_estimate(known: float, samples: np.ndarray, *, num_matvecs: int) -> Estimate:
+def signed_root_estimate(
+    known: float, samples: np.ndarray, spread: Spread, *, num_matvecs: int
+) -> Estimate:
     """sqrt(known + the mean of samples that may be negative); 0 where the square is below it.
 
-    The interval is Student's on the square.
+    The interval is that of `split_norm_estimate`, with the variance of the samples.
+
+    Args:
+        known: The part of the square that is known.
+        samples: (m,) floats, independent; m = 0: there is no other part.
+        spread: Of samples that these are made from, for the skewness.
+        num_matvecs: Products that all of it cost, for the record.
     """
-    if not len(samples):
+    m = len(samples)
+    if not m:
         return exact_estimate(math.sqrt(max(known, 0.0)), num_matvecs=num_matvecs)
-    square = mean_estimate(known + samples, num_matvecs=num_matvecs)
-    value, lower, upper = (
-        math.sqrt(max(end, 0.0)) if not math.isnan(end) else math.nan
-        for end in (square.value, square.lower, square.upper)
+    square = known + float(np.mean(samples))
+    value = math.sqrt(max(square, 0.0)) if math.isfinite(square) else math.nan
+    if m == 1 or math.isnan(value):
+        return _unknown_error(value, num_matvecs)
+    variance = float(np.var(samples, ddof=1))
+    degrees = (m - 1.0) / (1.0 + spread.variation)
+    ends = _ends(square, Spread(variance, degrees, spread.variation), m)
+    lower, upper = (math.sqrt(max(end, 0.0)) for end in ends)
+    error = math.sqrt(variance / m) / (2.0 * value) if value > 0.0 else math.nan
+    return Estimate(value, error, min(lower, value), max(upper, value), num_matvecs)
+
+
+def _ends(square: float, spread: Spread, m: int) -> tuple[float, float]:
+    """Of the interval for a constant plus a scaled chi-squared variable, by m samples of it."""
+    rest = math.sqrt(spread.variance / spread.variation)
+    known = square - rest
+    center = 1.0 - spread.variation / (9.0 * m)
+    half_width = student_quantile(spread.degrees) * math.sqrt(
+        spread.variation * (1.0 + 1.0 / m) / (9.0 * m)
     )
-    error = square.standard_error / (2.0 * value) if value > 0.0 else math.nan
-    return Estimate(value, error, lower, upper, num_matvecs)
+    narrow = center - half_width
+    high = known + rest * narrow**-3 if narrow > 0.0 else math.inf
+    return known + rest * (center + half_width) ** -3, high
 
 
 def exact_estimate(value: float, *, num_matvecs: int) -> Estimate:

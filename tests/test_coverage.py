@@ -138,26 +138,25 @@ def test_along_the_training_of_a_network(trained_hessians, estimator):
     assert root_mean_square_error(runs, truth) < 0.01  # trained, and with a basis
 
 
-@pytest.mark.parametrize("spectrum", ["decaying", "flat", "outliers"])
-def test_of_the_population_on_given_folds(spectrum):
-    """The interval is for the error of the probes: the folds are those that were drawn.
-
-    It is known to be too narrow in a cold start on a decaying spectrum: 89 % were found.
-    """
+@pytest.mark.parametrize("noise", [0.3, 0.03])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_of_the_population_on_given_folds(spectrum, noise):
+    """The interval is for the error of the probes: the folds are those that were drawn."""
     rng = np.random.default_rng(0)
     whole = symmetric_matrix(SPECTRA[spectrum])
     size = np.abs(whole).max()
-    noise = [0.3 * size * rng.normal(size=whole.shape) for _ in range(4)]
-    folds = [whole + (part + part.T) / 2.0 for part in noise]
+    parts = [noise * size * rng.normal(size=whole.shape) for _ in range(4)]
+    folds = [whole + (part + part.T) / 2.0 for part in parts]
     shares = np.array([0.3, 0.3, 0.3, 0.1])
     operator = Folded(folds, shares)
     within = sum(s**2 * np.sum(fold**2) for s, fold in zip(shares, folds, strict=True))
     square = np.sum(np.tensordot(shares, folds, axes=1) ** 2) - within
     truth = np.sqrt(square / (1.0 - np.sum(shares**2)))
     for runs in runs_along(Deflated(target_error=None), [operator] * 2):
-        assert coverage(runs, "population_frobenius_norm", truth) >= 0.86
-        wrong = coverage(runs, "population_frobenius_norm", np.linalg.norm(folds[0]))
-        assert wrong < 0.92  # a fold's own norm has the noise in it
+        norms = [run["population_frobenius_norm"] for run in runs]
+        assert covers(norms, truth, false_fail_rate=FALSE_FAIL_RATE)
+        if noise == 0.3:  # a fold's own norm has it in it
+            assert coverage(runs, "population_frobenius_norm", np.linalg.norm(folds[0])) < 0.92
 
 
 def check_norm(runs, truth):
