@@ -74,7 +74,7 @@ class LargeModel:
 
 
 MODELS = {
-    "resnet50": LargeModel(resnet50, resnet, batch=4),
+    "resnet50": LargeModel(lambda: resnet50(112), resnet, batch=4),
     "gpt2": LargeModel(
         gpt2,
         lambda: transformer(500, 16, 32, 2, tied=True),

@@ -127,10 +127,10 @@ class Deflated:
         """Warns where the basis would not fit."""
         fits, _ = self._what_fits(operator)
         if fits < self._rank:
-            gigabytes = _HELD * self._rank * operator.shape[0] * operator.dtype.itemsize / 2**30
+            size = _HELD * self._rank * operator.shape[0] * operator.dtype.itemsize / 2**20
             warnings.warn(
                 f"A basis of {self._rank} vectors of {operator.shape[0]:,} weights takes "
-                f"{gigabytes:.1f} GiB while measuring, more than is left of the memory limit, so "
+                f"{size:,.1f} MiB while measuring, more than is left of the memory limit, so "
                 f"{fits or 'none'} are kept. The error bars say what that costs; more probes "
                 "(`max_matvecs`) make up for it, or a higher `memory_limit`.",
                 stacklevel=2,

@@ -1,6 +1,7 @@
 """How many examples and vectors are computed on at a time, so that the memory stays in a limit."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 from keras_hessian_callback.data import Batch, cut, size_of
@@ -75,13 +76,20 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     if not traced.any_size or free is None:  # no portions, or nothing to see
         return unseen
     try:
-        each = _bytes_of_an_example(traced, batch)
+        each, beside = _bytes_of_examples(traced, batch)
     except OUT_OF_MEMORY:  # what is too much for so few will be halved
         return unseen
     each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)
     examples = size if each * size <= allowed else max(1, int(allowed / each))
-    taken = held + each * examples
+    taken = held + beside + each * examples
+    if examples < size and block_size == 1 and taken > limit:
+        warnings.warn(
+            f"A product with one vector takes about {taken / 2**20:,.0f} MiB, on {examples} of "
+            f"{size} examples at a time, and should take {limit / 2**20:,.1f} MiB at most: it is "
+            "made all the same, and slowly. Raise `memory_limit` (bytes: 2**30 is 1 GiB).",
+            stacklevel=2,
+        )
     room = max(0.0, (limit - taken) // vector)
     unlimited = 2 * each * size <= allowed  # two micro-batches together are looked at, too
     return Plan(fits, block_size, None if unlimited else examples, taken, room, checked)
@@ -112,24 +120,31 @@ def _vector(traced: TracedProducts) -> int:
     return traced.num_parameters * traced.dtype.itemsize
 
 
-def _bytes_of_an_example(traced: TracedProducts, batch: Batch) -> float:
-    """What the activations of an example take; where that is little, rather too much."""
+def _bytes_of_examples(traced: TracedProducts, batch: Batch) -> tuple[float, float]:
+    """What the activations of an example take, and what there is beside them and the vectors.
+
+    Where the first is little, rather too much; the second, such as a second copy of weights that
+    are used twice, is seen where vectors take most of the memory.
+    """
+    vectors = vectors_held(2) * _vector(traced)
     size = size_of(batch)
     count = min(_FIRST, size)
     grown = _growth(traced, batch, count)
     while grown < _SEEN and count < size // 4:
         count = min(size // 4, _TIMES * count)
         grown = _growth(traced, batch, count)
+    each, beside = max(0.0, grown - vectors) / count, 0.0
     if grown < _SEEN:
-        return max(0.0, grown - vectors_held(2) * _vector(traced)) / count
+        return each, beside
     # The peak may come from the vectors, and tell nothing of examples: more, until it grows.
-    each = max(0.0, grown - vectors_held(2) * _vector(traced)) / count if count == size else 0.0
+    each = each if count == size else 0.0
     while count < size and each * count < _TELLS * grown:
         before, fewer = grown, count
         count = min(2 * count, size)
         grown = _growth(traced, batch, count)
         each = max(0.0, grown - before) / (count - fewer)
-    return each
+        beside = max(0.0, grown - each * count - vectors)
+    return each, beside
 
 
 def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
