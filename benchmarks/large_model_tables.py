@@ -70,7 +70,8 @@ were built and TensorFlow had started; the peak of the process has these in it.
 
 Construction of a `HessianOperator`, which plans, traces and checks, and the first block of
 products. *Predicted* is the operator's `peak_bytes`: 3 k + 4 vectors for a block of k, and the
-activations of the examples at a time as two products on a few of them showed.
+activations of the examples at a time as two products on a few of them showed; for ResNet50 and the
+decoder without what these show beside, which is planned for since.
 
 {table(memory_head, memory)}
 
