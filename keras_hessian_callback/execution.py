@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context, execute
 
 
 def run(function: Any, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -20,11 +21,13 @@ def run(function: Any, arguments: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         function: The function.
         arguments: Its tensors, flat.
     """
-    return tf.raw_ops.StatefulPartitionedCall(
-        args=[*arguments, *function.captured_inputs],
-        Tout=[output.dtype for output in function.outputs],
-        f=function,
-        config_proto=_settings(),
+    # By its name, as `function` calls itself: what is kept for that goes with the function.
+    return execute.execute(
+        function.name,
+        len(function.outputs),
+        [*arguments, *function.captured_inputs],
+        ("executor_type", "", "config_proto", _settings()),
+        context.context(),
     )
 
 

@@ -212,7 +212,7 @@ def _estimate(
     state: Any,
 ) -> tuple[Findings, Any]:
     """What the estimator finds; with fewer vectors in memory, where that ran out."""
-    failed: Exception | None = None
+    failed = ""
     while True:
         try:
             found = estimator(seen, seed=seed, state=state)
@@ -220,12 +220,12 @@ def _estimate(
         except OUT_OF_MEMORY as error:
             if not operator.lower_room():
                 raise
-            failed = error
-    if failed is not None:
+            failed = summary(error)  # not the error, which holds on to all that was in use
+    if failed:
         warnings.warn(
             f"Memory ran out with the vectors of {estimator!r}: the measurement went on with at "
             f"most {operator.room:,.0f} of them. A lower `memory_limit` takes less from the start. "
-            f"The error was {summary(failed)}",
+            f"The error was {failed}",
             stacklevel=2,
         )
     return found

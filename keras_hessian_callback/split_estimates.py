@@ -30,7 +30,7 @@ def split_estimates(split: Split, top: Split) -> Findings:
     )
     trace = _trace(split)
     estimates = {"frobenius_norm": norm}
-    if len(split.shares) > 1:
+    if np.count_nonzero(split.shares) > 1:
         estimates["population_frobenius_norm"] = _population(split)
     spectral = _spectral_norm(split, top, norm, rounding)
     estimates |= {"trace": trace, "spectral_norm": spectral}

@@ -255,3 +255,97 @@ def test_derivatives_are_not_checked_where_that_would_not_fit(monkeypatch):
     monkeypatch.setattr(planning, "free_bytes", lambda: 20 * 51 * 4)
     with pytest.warns(UserWarning, match="used unchecked: .* more memory than there is"):
         HessianOperator(model, data)
+
+
+def test_a_loss_that_takes_more_examples_than_a_few_is_measured():
+    """Of groups of three; planning looks at two examples."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="tanh")])
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+
+    def loss_fn(model, x, y, sample_weight):
+        a, b, c = tf.unstack(tf.reshape(model(x), [-1, 3, 3]), axis=1)
+        return tf.reduce_mean(tf.square(a - b) - 0.1 * tf.square(a - c))
+
+    report = measure_curvature(model, (x, x), "autodiff", loss_fn=loss_fn)
+    differences = measure_curvature(model, (x, x), "finite_difference", loss_fn=loss_fn)
+    assert report.products == "autodiff"
+    norm = float(report["frobenius_norm"])
+    assert norm > 0.0
+    assert float(differences["frobenius_norm"]) == pytest.approx(norm, rel=1e-3)
+
+
+def test_a_graph_without_a_form_in_float64_is_used_unchecked():
+    """Bits of a float64 are two int32."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    bits = keras.layers.Lambda(lambda t: tf.where(tf.bitcast(t, tf.int32) == 0, 0.0, t))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(bits))
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="unchecked: the model cannot be computed in float64"):
+        report = measure_curvature(model, (x, x[:, :1]), "autodiff")
+    square = np.c_[x, np.ones(12)].astype("float64")
+    truth = np.linalg.norm(2.0 * square.T @ square / 12.0)
+    assert float(report["frobenius_norm"]) == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_micro_batch_in_which_nothing_counts_leaves_the_norm():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    model.compile("sgd", loss)
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    y = np.r_[np.arange(8) % 3, np.full(8, -1)]
+    report = measure_curvature(model, (x, y), batch_size=8)
+    assert "population_frobenius_norm" not in report.estimates
+    half = measure_curvature(model, (x[:8], y[:8]), "autodiff")["frobenius_norm"]
+    assert float(report["frobenius_norm"]) == pytest.approx(float(half), rel=1e-5)
+
+
+_LEAK = """
+import gc, keras, numpy as np
+from keras_hessian_callback import measure_curvature
+from keras_hessian_callback.memory import resident_bytes
+
+def once():
+    model = keras.Sequential([keras.Input((4,))] + [keras.layers.Dense(8, activation="tanh")])
+    for _ in range(2):
+        model.add(keras.layers.Dense(8, activation="tanh"))
+        model.add(keras.layers.LayerNormalization())
+    model.compile("sgd", "mse")
+    x = np.ones((16, 4), "float32")
+    measure_curvature(model, (x, np.ones((16, 8), "float32")))
+    del model
+    gc.collect()
+
+for _ in range(4):
+    once()
+before = resident_bytes()
+for _ in range(8):
+    once()
+print("grown", (resident_bytes() - before) / 8 / 2**20)
+"""
+
+
+def test_models_that_are_measured_and_left_leave_nothing_behind():
+    """MiB a model: 10.8 where TensorFlow kept what it had made of the graphs."""
+    done = subprocess.run([sys.executable, "-c", _LEAK], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split("grown")[1]) < 4.0
+
+
+def test_micro_batches_do_not_add_to_the_memory_of_the_construction():
+    """64 of them, whose products of 2 MiB each would be 128 MiB."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(8000, activation="tanh"), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(128, 64)).astype("float32")
+    seen = []
+    for count in (4, 128):
+        growth = Growth()
+        with growth.watched():
+            HessianOperator(model, (x[:count], x[:count, :1]), batch_size=2)
+        seen.append(growth.bytes)
+    assert seen[1] < seen[0] + 64 * MIB

@@ -131,7 +131,10 @@ class _Gradients:
 
     def __init__(self, traced: TracedProducts, batch: Batch) -> None:
         self._traced = traced
-        self._double = in_double_precision(traced.concrete)
+        try:
+            self._double = in_double_precision(traced.concrete)
+        except ValueError as error:  # shapes that change with the dtype, as by tf.bitcast
+            raise TypeError(summary(error)) from error
         self._batch = spread_out(batch, NUM_EXAMPLES) if traced.any_size else batch
         self._ends = np.cumsum([math.prod(w.shape) for w in traced.objective.weights()])
 

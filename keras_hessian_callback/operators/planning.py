@@ -4,6 +4,8 @@ import math
 import warnings
 from typing import NamedTuple
 
+import tensorflow as tf
+
 from keras_hessian_callback.data import Batch, cut, size_of
 from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.linalg import BLOCK_SIZE, probes
@@ -77,7 +79,8 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
         return unseen
     try:
         each, beside = _bytes_of_examples(traced, batch)
-    except OUT_OF_MEMORY:  # what is too much for so few will be halved
+    except (*OUT_OF_MEMORY, tf.errors.OpError):
+        # What is too much for so few will be halved; others take more examples than a few.
         return unseen
     each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -166,6 +166,9 @@ class Portions:
                 if count <= 2 or self._workers is not None:
                     raise
                 count //= 2
+            except tf.errors.OpError:  # a loss that takes more examples than a few, or so many
+                found = False
+                break
         if found is None:  # to be looked at again, when the loss is finite
             return True
         if self._workers is not None:  # by rounding they may have found different things
@@ -199,7 +202,7 @@ def is_mean(
     weights: Weights,
     batches: Sequence[Batch],
     tolerance: float,
-    parts: Sequence[Parts] | None = None,
+    parts: Iterable[Parts] | None = None,
 ) -> bool | None:
     """Whether a product on each two neighbours together is the weighted mean of theirs.
 
@@ -210,15 +213,16 @@ def is_mean(
         weights: One tensor per trainable variable.
         batches: The batches.
         tolerance: Relative difference of two products that rounding explains.
-        parts: What `compute` gives for each batch and `check_vector(weights)`; None: not at hand.
+        parts: What `compute` gives for each batch and `check_vector(weights)`, one after another;
+            None: not at hand.
 
     Cost: A product on each batch and on each two neighbours.
     """
     vector = check_vector(weights)
 
-    def holds(weights: Weights, parts: Sequence[Parts]) -> bool | None:
-        for first in range(len(batches) - 1):
-            one, other = pair = parts[first : first + 2]
+    def holds(weights: Weights, parts: Iterable[Parts]) -> bool | None:
+        for first, pair in enumerate(itertools.pairwise(parts)):
+            one, other = pair
             together = compute(weights, concatenate(*batches[first : first + 2]), vector)[2]
             if shares_of(pair) is None:
                 return False
@@ -233,12 +237,12 @@ def is_mean(
                 return False
         return True
 
-    found = holds(weights, parts or [compute(weights, batch, vector) for batch in batches])
+    found = holds(weights, parts or (compute(weights, batch, vector) for batch in batches))
     if found is not False:
         return found
     # Where examples are fitted, next to nothing but rounding is left; with smaller weights not.
     smaller = [0.3 * weight for weight in weights]
-    return holds(smaller, [compute(smaller, batch, vector) for batch in batches])
+    return holds(smaller, (compute(smaller, batch, vector) for batch in batches))
 
 
 def check_vector(weights: Weights) -> tf.Tensor:

@@ -1,13 +1,13 @@
 """The weight of each micro-batch in the whole, and the checks that there is one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.operators.portions import check_vector, is_mean, shares_of
+from keras_hessian_callback.operators.portions import Parts, check_vector, is_mean, shares_of
 from keras_hessian_callback.operators.traced import TracedProducts
 
 
@@ -25,19 +25,31 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
         ValueError: If the loss has no fixed Hessian, or one that is not the mean of those of the
             micro-batches.
 
-    Cost: A product on each micro-batch and on each two neighbours, and a gradient.
+    Cost: A product on each micro-batch and on each two neighbours, of which a few are held at a
+    time, and a gradient.
     """
     weights = traced.objective.weights()
     vector = check_vector(weights)
-    parts = [traced(weights, batch, vector) for batch in batches]
-    _check_loss(traced, batches[0], [float(part[0]) for part in parts])
-    shares = shares_of(parts)
+    seen: list[Parts] = []
+
+    def parts() -> Iterator[Parts]:
+        for batch in batches:
+            loss, masses, products = traced(weights, batch, vector)
+            seen.append((loss, masses, products[:0]))  # of all, the products would be too many
+            yield loss, masses, products
+
+    remaining = parts()
+    mean = is_mean(traced, weights, batches, traced.tolerance, remaining)
+    for _ in remaining:
+        pass
+    _check_loss(traced, batches[0], [float(part[0]) for part in seen])
+    shares = shares_of(seen)
     if shares is None:
         raise ValueError(
             "The outputs of the model are masked or weighted differently from micro-batch to "
             "micro-batch, so the loss is no mean over them. Use batch_size=None."
         )
-    if len(batches) > 1 and is_mean(traced, weights, batches, traced.tolerance, parts) is False:
+    if len(batches) > 1 and mean is False:
         raise ValueError(
             "The loss of two micro-batches together is not the mean of theirs, so it is no mean "
             "over examples (but a sum, weighted by hand, or one that compares examples): "
