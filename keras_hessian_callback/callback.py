@@ -80,8 +80,9 @@ class HessianNormCallback(keras.callbacks.Callback):
             all names above, `preconditioned_hessian` then stands in place of `hessian`.
         seed: Int: the random probes are a function of it and of the step, so a resumed run
             logs what an uninterrupted one would. So it does with a carried basis, as long as that
-            takes at most 64 MiB and the `log_dir` is the same; else the basis is rebuilt, which
-            changes the numbers within their error.
+            takes at most 64 MiB, the `log_dir` is the same, and nothing was measured after the
+            step that is taken up again; else the basis is rebuilt, which changes the numbers
+            within their error.
         on_error: `"warn"`: a measurement that fails warns once, and there are no more in this
             `fit`, which goes on. `"raise"`: its exception ends the run.
 

@@ -110,7 +110,7 @@ def uniforms(count: int, seed: Seed) -> np.ndarray:
 
 def _pair(seed: Seed) -> tf.Tensor:
     pair = seed if isinstance(seed, tuple) else (seed, 0)
-    return tf.constant([word & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
+    return tf.constant([int(word) & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
 
 
 def _key(seed: Seed, number: int) -> tf.Tensor:

@@ -60,8 +60,10 @@ def measure_curvature(
         seed: Int, or a pair (seed, step): `(seed, epoch)` gives the probes that
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
-            `estimates, state = Deflated()(operator)` gives one; the other estimators carry
-            nothing.
+            `estimates, state = Deflated()(operator, seed=(0, 0))` gives one, and this
+            measurement needs another seed or step, such as `seed=(0, 1)`: with the same its
+            probes have shaped the basis, and the norm comes out low. The other estimators
+            carry nothing.
 
     Returns:
         A `CurvatureReport` with `"frobenius_norm"`, `"trace"`, and what else the method found.

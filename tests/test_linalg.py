@@ -88,7 +88,8 @@ def test_probes_are_a_function_of_their_arguments(distribution):
 
 
 def test_an_int_seed_is_step_0():
-    np.testing.assert_array_equal(draw(seed=5), draw(seed=(5, 0)))
+    for seed in (5, np.int32(5)):
+        np.testing.assert_array_equal(draw(seed=seed), draw(seed=(5, 0)))
 
 
 def test_probes_leave_the_global_generators_alone():
