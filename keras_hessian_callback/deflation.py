@@ -138,8 +138,8 @@ class Split:
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
-            [found] = grams([self.basis, block, total], block.shape[0])
-            shadow, crossed, _ = np.split(found, [self.rank, self.rank + block.shape[0]])
+            [found] = grams([self.basis, block, total], block.shape[0], own=False)
+            shadow, crossed = np.split(found, [self.rank])
             self.quadratics = np.append(self.quadratics, np.diagonal(crossed))
             residual = total - combine(self.basis, shadow) if self.rank else total
             self.tails = np.append(self.tails, self.residuals.add(signs, residual, shadow))

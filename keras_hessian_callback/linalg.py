@@ -154,7 +154,7 @@ def square_sums(block: Block) -> np.ndarray:
 
 def gram(left: Block, right: Block) -> np.ndarray:
     """The float64 matrix left right' of two blocks (k, n) and (l, n): (k, l)."""
-    return grams([left, right], right.shape[0])[0, : left.shape[0]]
+    return grams([left, right], right.shape[0], own=False)[0]
 
 
 def gram_of(blocks: Sequence[Block]) -> np.ndarray:
@@ -163,7 +163,11 @@ def gram_of(blocks: Sequence[Block]) -> np.ndarray:
 
 
 def grams(
-    blocks: Sequence[Block], last: int, parts: Sequence[slice] = (slice(None),)
+    blocks: Sequence[Block],
+    last: int,
+    parts: Sequence[slice] = (slice(None),),
+    *,
+    own: bool = True,
 ) -> np.ndarray:
     """The float64 products of some columns of all rows with those of the last rows, part by part.
 
@@ -171,21 +175,23 @@ def grams(
         blocks: (k_i, n), whose k rows count in order.
         last: Number l of rows that the others are multiplied with.
         parts: Columns.
+        own: Whether the last rows are multiplied with each other, too.
 
     Returns:
-        (p, k, l), a matrix for each part.
+        (p, k, l), a matrix for each part; (p, k - l, l) without their own.
     """
     blocks = [_at_hand(block) for block in blocks]
     rows = sum(block.shape[0] for block in blocks)
-    totals = np.zeros([len(parts), rows, last])
+    kept = rows if own else rows - last
+    totals = np.zeros([len(parts), kept, last])
     if not totals.size:
         return totals
-    length = _length(blocks[0], rows=rows, products=rows * last)
+    length = _length(blocks[0], rows=rows, products=kept * last)
     for total, part in zip(totals, parts, strict=True):
         start, stop, _ = part.indices(blocks[0].shape[1])
         for first in range(start, stop, length):
             a = _doubles(blocks, slice(first, min(first + length, stop)))
-            b = a[rows - last :]
+            a, b = a[:kept], a[rows - last :]
             total += a @ b.T if isinstance(a, np.ndarray) else tf.matmul(a, b, transpose_b=True)
     return totals
 

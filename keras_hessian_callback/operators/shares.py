@@ -49,7 +49,7 @@ def find_shares(traced: TracedProducts, batches: Sequence[Batch]) -> list[float]
             "The outputs of the model are masked or weighted differently from micro-batch to "
             "micro-batch, so the loss is no mean over them. Use batch_size=None."
         )
-    if len(batches) > 1 and mean is False:
+    if mean is False:
         raise ValueError(
             "The loss of two micro-batches together is not the mean of theirs, so it is no mean "
             "over examples (but a sum, weighted by hand, or one that compares examples): "
