@@ -19,11 +19,14 @@ class Basis:
         vectors: (k, n) orthonormal rows, the leading directions first.
         variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
         square: ||H||_F^2, which sets their scale.
+        seed: Of the probes that shaped the vectors, which must not be used with them; None: not
+            known, as of one from a file.
     """
 
     vectors: tf.Tensor
     variances: np.ndarray
     square: float
+    seed: tuple[int, int] | None = None
 
     def leading(self, rank: int) -> tf.Tensor:
         """The first so many vectors; all of them without a copy."""

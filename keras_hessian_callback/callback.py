@@ -209,6 +209,8 @@ class HessianNormCallback(keras.callbacks.Callback):
                 "has no optimizer. Use every(epochs=...)."
             )
         workers = workers_of(self.model)
+        if workers is not None and isinstance(self._schedule, Within):
+            raise ValueError("`within` goes by the clock, and workers by their own: use `every`.")
         if workers is None or workers.index == 0:
             self._record.open_files(shared=workers is not None)
 

@@ -1,10 +1,12 @@
 """A traced function computed in float64, whatever the precision that it was traced in."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tensorflow.python.framework import kernels, op_def_registry
 
 from keras_hessian_callback.execution import run
@@ -65,7 +67,16 @@ def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
         )
 
     double = tf.compat.v1.wrap_function(imported, signature)  # it imports the library too
+    library = [body.signature.name for body in graph_def.library.function]
+    weakref.finalize(double, _forget, library).atexit = False
     return lambda *arguments: run(double, [*map(_as_double, arguments), *captured])
+
+
+def _forget(functions: Iterable[str]) -> None:
+    """Takes functions off TensorFlow's list, where those of an imported graph stay for good."""
+    for name in functions:
+        if context.context().has_function(name):
+            context.context().remove_function(name)
 
 
 def rounds_inside(function: Any) -> bool:

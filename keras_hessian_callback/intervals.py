@@ -128,10 +128,11 @@ def split_norm_estimate(
         return Estimate(root, slack, root - slack, root + slack, num_matvecs)
     low, high = _ends(square, spread, m)
     lower, upper = math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
-    value = root + spread.variance / m / (8.0 * root**3)
+    error = math.sqrt(spread.variance / m) / square  # relative, of the square
+    value = root * (1.0 + error**2 / 8.0)
     return Estimate(
         value,
-        math.hypot(0.5 * math.sqrt(spread.variance / m) / root, slack),
+        math.hypot(0.5 * error * root, slack),
         min(lower, value) - slack,
         max(upper, value) + slack,
         num_matvecs,

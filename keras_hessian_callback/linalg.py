@@ -108,9 +108,14 @@ def uniforms(count: int, seed: Seed) -> np.ndarray:
     return tf.random.stateless_uniform([count], key, dtype=tf.float64, alg="philox").numpy()
 
 
+def words_of(seed: Seed) -> tuple[int, int]:
+    """The two words of 63 bits that random numbers are a function of."""
+    first, second = seed if isinstance(seed, tuple) else (seed, 0)
+    return int(first) & 0x7FFFFFFFFFFFFFFF, int(second) & 0x7FFFFFFFFFFFFFFF
+
+
 def _pair(seed: Seed) -> tf.Tensor:
-    pair = seed if isinstance(seed, tuple) else (seed, 0)
-    return tf.constant([int(word) & 0x7FFFFFFFFFFFFFFF for word in pair], tf.int64)
+    return tf.constant(words_of(seed), tf.int64)
 
 
 def _key(seed: Seed, number: int) -> tf.Tensor:

@@ -61,9 +61,8 @@ def measure_curvature(
             `HessianNormCallback(seed=seed)` draws at the end of that epoch.
         state: What an estimator carried over from an earlier measurement; None: a fresh start.
             `estimates, state = Deflated()(operator, seed=(0, 0))` gives one, and this
-            measurement needs another seed or step, such as `seed=(0, 1)`: with the same its
-            probes have shaped the basis, and the norm comes out low. The other estimators
-            carry nothing.
+            measurement needs another seed or step, such as `seed=(0, 1)`: the probes must not
+            have shaped the basis. The other estimators carry nothing.
 
     Returns:
         A `CurvatureReport` with `"frobenius_norm"`, `"trace"`, and what else the method found.
@@ -174,7 +173,6 @@ def measure(
     """One measurement of an operator: the report, and the estimator's state for the next."""
     check_seed(seed)
     start = time.perf_counter()
-    carried = state is not None
     operator = operator.drawn(seed)
     optimizer = getattr(operator.model, "optimizer", None)
     seen: LinearOperator = operator
@@ -194,7 +192,7 @@ def measure(
         method=repr(estimator),
         products=operator.products,
         num_folds=len(operator.shares),
-        carried=carried,
+        carried=found.carried,
         layers={n.removeprefix(LAYER): e for n, e in found.items() if n not in whole},
         spectrum=found.spectrum,
         batch_size=operator.batch_size,

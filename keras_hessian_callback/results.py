@@ -95,10 +95,12 @@ class Findings(Mapping[str, Estimate]):
     Attributes:
         estimates: The estimates by name.
         spectrum: The spectral density, or the part of it that was resolved; None: not found.
+        carried: Whether they started from the state of an earlier measurement.
     """
 
     estimates: Mapping[str, Estimate]
     spectrum: Spectrum | None = None
+    carried: bool = False
 
     def __getitem__(self, name: str) -> Estimate:
         return self.estimates[name]

@@ -103,7 +103,8 @@ def within(*, overhead: float) -> Within:
     of the smallest measurements, which learns their cost. It takes about as long as the first
     training step, or a few of them, whatever the length of the run; `setup_seconds` tells it.
 
-    The steps that are measured depend on the clock, and differ from run to run.
+    The steps that are measured depend on the clock, and differ from run to run; with several
+    workers, whose clocks differ too, it is an error at the start of `fit`.
 
     Args:
         overhead: Float in (0, 1): time of the measurements, with what is written, over the

@@ -42,7 +42,7 @@ def quadratic_spread(
     m = len(samples)
     if m < 2:
         return Spread(math.nan, math.nan, math.nan)
-    unit = float(np.mean(np.abs(samples)))
+    unit = np.mean(np.abs(samples))  # not Python's: its square may overflow, or be 0
     if unit == math.inf:
         return Spread(math.nan, math.nan, math.nan)
     if not unit > 0.0:

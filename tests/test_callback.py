@@ -21,6 +21,8 @@ from keras_hessian_callback import (
     measure_curvature,
     within,
 )
+from keras_hessian_callback import callback as callback_room
+from keras_hessian_callback.replicas import Workers
 from keras_hessian_callback.summaries import SummaryWriter
 from tests.oracles import dense_hessian, double_precision
 from tests.problems import tanh_classifier
@@ -265,6 +267,12 @@ def test_one_instance_serves_several_fits(tmp_path):
     assert callback._operator is operator  # nothing was traced again
     assert callback.history["epoch"] == [2, 3]
     assert [step for step, _ in events(tmp_path / "hessian")["hessian/trace"]] == [0, 1, 2, 3]
+
+
+def test_workers_do_not_measure_by_the_clock(monkeypatch):
+    monkeypatch.setattr(callback_room, "workers_of", lambda model: Workers(0, 2, None))
+    with pytest.raises(ValueError, match="use `every`"):
+        fit(HessianNormCallback(data(), schedule=within(overhead=0.05)), epochs=1)
 
 
 def test_a_basis_is_carried_from_epoch_to_epoch_but_not_back():

@@ -202,6 +202,28 @@ def test_the_same_seed_and_state_give_the_same_estimates():
     assert Deflated()(operator, seed=(3, 6), state=state)[0] != first
 
 
+def test_a_state_that_its_probes_have_shaped_is_refused():
+    operator = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
+    found, state = Deflated()(operator, seed=7)
+    assert not found.carried
+    for same in (7, (7, 0), np.int64(7)):
+        with pytest.raises(ValueError, match="have shaped this `state`"):
+            Deflated()(operator, seed=same, state=state)
+    found, state = Deflated()(operator, seed=(7, 1), state=state)
+    assert found.carried
+    restored = Deflated().restore(state.arrays())
+    assert Deflated()(operator, seed=(7, 2), state=restored)[0].carried
+
+
+def test_only_a_basis_is_a_state():
+    operator = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
+    with pytest.raises(TypeError, match="`state` must be what Deflated returned"):
+        Deflated()(operator, state="abc")
+    _, state = Deflated()(operator)
+    other = DenseOperator(np.diag(np.linspace(0.0, 1.0, 50)))
+    assert not Deflated()(other, seed=1, state=state)[0].carried
+
+
 def test_single_precision_measures_what_double_precision_does():
     matrix = symmetric_matrix(SPECTRA["outliers"])
     results = []

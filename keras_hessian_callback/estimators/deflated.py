@@ -13,7 +13,7 @@ from keras_hessian_callback.basis import Basis, next_basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
-from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, probes
+from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, probes, words_of
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
@@ -144,14 +144,19 @@ class Deflated:
         Args:
             operator: The symmetric operator (n, n).
             seed: Int, or a pair (seed, step): the probes are a function of it.
-            state: The basis of an earlier measurement of an operator of this size, made with
-                another seed or step; None: a fresh start.
+            state: The basis of an earlier measurement, made with another seed or step; None, or
+                one of an operator of another size or dtype: a fresh start.
 
         Returns:
             `"frobenius_norm"`, `"trace"`, `"spectral_norm"`, `"stable_rank"`,
             `"largest_ritz_value"`, `"smallest_ritz_value"`, `"population_frobenius_norm"`
             where the data are in several folds, `"frobenius_norm/layer/<name>"`; as the spectrum
-            the Ritz values; and the basis.
+            the Ritz values; and the basis. Where no basis was made, as may be with fewer than 10
+            products, the eigenvalues, the spectral norm and the stable rank are NaN.
+
+        Raises:
+            TypeError: If `state` is no basis.
+            ValueError: If `state` was made with these probes.
         """
         with np.errstate(invalid="ignore", over="ignore"):  # products may be NaN or infinite
             return self._measure(operator, seed, state)
@@ -167,7 +172,7 @@ class Deflated:
             return split_estimates(split, split), None
         draws = _Draws(operator, seed)
         spare = min(most, self.max_matvecs // 10)
-        carried = state if isinstance(state, Basis) and state.fits(operator) else None
+        carried = _carried(state, operator, seed)
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
             split.deflate(carried.leading(rank))
@@ -188,8 +193,11 @@ class Deflated:
             top = Split(operator)
             top.deflate(split.residuals.leading(spare))
             split.num_matvecs += top.num_matvecs
-        found = split_estimates(split, top)
-        return found, next_basis(split, top, most) if split.finite and top.finite else None
+        found = replace(split_estimates(split, top), carried=carried is not None and rank > 0)
+        if not (split.finite and top.finite):
+            return found, None
+        basis = next_basis(split, top, most)
+        return found, basis and replace(basis, seed=words_of(seed))
 
     @property
     def _rank(self) -> int:
@@ -274,6 +282,23 @@ class Deflated:
                 if width(m) <= _PLANNED * self.target_error:
                     return rank + m - drawn, 0.0
         return left, width(most) if square > 0.0 else 0.0
+
+
+def _carried(state: Any, operator: LinearOperator, seed: Seed) -> Basis | None:
+    """The basis of an earlier measurement, where there is one for this operator."""
+    if state is None:
+        return None
+    if not isinstance(state, Basis):
+        raise TypeError(
+            "`state` must be what Deflated returned beside its estimates, or None; got "
+            f"{type(state).__name__}."
+        )
+    if state.seed == words_of(seed):
+        raise ValueError(
+            f"The probes of seed={seed!r} have shaped this `state`, so they would see a norm that "
+            "is too low. Pass another seed or step, such as seed=(0, 1) after seed=(0, 0)."
+        )
+    return state if state.fits(operator) else None
 
 
 class _Draws:

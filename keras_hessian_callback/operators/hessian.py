@@ -168,7 +168,7 @@ class HessianOperator:
         Workers would have to agree on it: with them nothing is halved.
         """
         had = 0.0 if workers_of(self.model) else self._plan.room
-        self._plan = self._plan._replace(room=float(had // 2))
+        self._plan.room = float(had // 2)
         return had >= 1
 
     @property
@@ -293,8 +293,10 @@ class HessianOperator:
                 raise SecondDerivativeError(
                     f"TensorFlow cannot differentiate the gradient of this model: {summary(error)}."
                 ) from error
-            cure = " Use a smaller `batch_size`." if ran_out_of_memory(error) else ""
-            raise ValueError(f"A Hessian-vector product failed.{cure} {summary(error)}") from error
+            cure = "Check that the model runs on `data`, as by `model.evaluate`."
+            if ran_out_of_memory(error):
+                cure = "Use a smaller `batch_size`."
+            raise ValueError(f"A Hessian-vector product failed. {cure} {summary(error)}") from error
         if products == "autodiff":
             check_where_possible(traced, self._batches[0], fits=planned.checked)
         return traced, shares, planned

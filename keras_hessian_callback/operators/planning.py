@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import tensorflow as tf
 
@@ -25,8 +25,9 @@ _TELLS = 0.1  # part of the memory that examples must have in it for their numbe
 _UNKNOWN = 2**31  # bytes for an estimator's vectors, where nothing is known
 
 
-class Plan(NamedTuple):
-    """What fits.
+@dataclass
+class Plan:
+    """What fits; of an operator and all that are drawn from it the same.
 
     Attributes:
         vectors: That are multiplied at a time at most; None: not known.

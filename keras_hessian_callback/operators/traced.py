@@ -76,9 +76,7 @@ class TracedProducts:
         if products == "autodiff":
             check_second_derivatives(self.concrete.graph)
         if custom_gradients(self.concrete.graph):  # tf.recompute_grad is one
-            few = spread_out(example, NUM_EXAMPLES) if self.any_size else example
-            with exact_derivatives(objective.layers()):
-                objective.check_gradient(few)
+            self._check_gradient()
         self.portions = Portions(
             self.in_one_piece,
             tolerance=self.tolerance,
@@ -95,6 +93,14 @@ class TracedProducts:
                 "(`add_weight`, keras.random.SeedGenerator), which the measurement shields, or "
                 "leave it alone where `training` is False."
             )
+
+    def _check_gradient(self) -> None:
+        with exact_derivatives(self.objective.layers()):
+            try:
+                few = spread_out(self._example, NUM_EXAMPLES) if self.any_size else self._example
+                self.objective.check_gradient(few)
+            except (ValueError, tf.errors.OpError):  # of a loss that takes more than a few, too
+                self.objective.check_gradient(self._example)
 
     def _check_dependence(self) -> None:
         """Raises where the loss reads trainable variables past the weights that it is given."""
