@@ -1,5 +1,6 @@
 """What a deflated measurement hands to the next one."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import tensorflow as tf
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.linalg import leading_basis
 from keras_hessian_callback.operators.linear_operator import LinearOperator
+
+_LEAST = 1e-3  # part of a residual's square that counts: it comes last, but comes
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,11 @@ class Basis:
 
 
 def next_basis(split: Split, top: Split, most: int) -> Basis | None:
-    """The leading right singular vectors of [HQ, PHPv / sqrt(m)]: one block power iteration.
+    """The leading right singular vectors of [HQ, c PHPv / sqrt(m)]: one block power iteration.
+
+    With n much larger than m most of ||PHPv||^2 / m is not what leading directions have, but the
+    sum of all small ones: residuals alone would pass for directions larger than those of HQ. So
+    they count by c^2, the part of the products of pairs that other residuals have in common.
 
     Args:
         split: The measurement's, with its probes; it lets go of its vectors.
@@ -65,11 +72,11 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     """
     now, share = split.spread.variance, split.variance_left()
     own, crossing = split.residuals.products_at_hand, split.residuals.crossing
-    scale = max(1, len(own)) ** -0.5
+    scale = math.sqrt(max(1.0 - math.sqrt(share), _LEAST) / max(1, len(own)))
     blocks = [top.products, *split.residuals.blocks]
     top.let_go()
     split.let_go()
-    vectors, squares = leading_basis(
+    vectors, energies = leading_basis(
         blocks,
         most,
         scales=[1.0, *[scale] * (len(blocks) - 1)],
@@ -80,10 +87,10 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.
     # With eigenvectors spread over all n entries the second sum takes a direction's share back.
     spread_out = 2.0 * float(np.mean(split.tails)) / vectors.shape[1]
-    parts = 2.0 * squares * np.maximum(squares - spread_out, 0.0)
-    parts[split.rank :] *= (
-        now * (1.0 - share) / max(parts[split.rank :].sum(), np.finfo(float).tiny)
-    )
+    known, rest = energies[: split.rank].sum(axis=0), energies[split.rank :].sum(axis=0)
+    parts = 2.0 * known * np.maximum(known - spread_out, 0.0)
+    # What residuals add is known in sum alone.
+    parts += now * (1.0 - share) * rest**2 / max(np.sum(rest**2), np.finfo(float).tiny)
     variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
     square = split.exact + float(np.mean(split.tails))
     return Basis(vectors, variances[: vectors.shape[0] + 1], square)

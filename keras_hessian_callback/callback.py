@@ -17,7 +17,7 @@ from keras_hessian_callback.about import (
 )
 from keras_hessian_callback.budget import Budget
 from keras_hessian_callback.data import check_batch_size, check_training
-from keras_hessian_callback.errors import measuring_failed
+from keras_hessian_callback.errors import measuring_failed, not_counted
 from keras_hessian_callback.estimators.estimator import Estimator
 from keras_hessian_callback.measurement import check_preconditioned, measure, resolve_method
 from keras_hessian_callback.memory import check_memory_limit
@@ -238,6 +238,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         due = self._schedule.due_after_epoch(epoch)
         if due or not self.history["epoch"]:
             step = self._optimizer_iterations() if self._schedule.counts_steps else epoch
+            if step == 0 and self._schedule.counts_steps:
+                warnings.warn(not_counted(self._schedule), stacklevel=2)
             drawn = due or epoch == 0 or isinstance(self._schedule, Within)
             self._measure(step, drawn=drawn)
         if logs is not None:

@@ -254,7 +254,8 @@ def _as_array(leaf: Any) -> np.ndarray:
             "`tf.sparse.to_dense`)."
         )
     is_series = hasattr(leaf, "to_numpy") and getattr(leaf, "ndim", 0) == 1
-    array = np.asarray(leaf)
+    # A copy: the caller may fill the same buffer anew, even between two batches.
+    array = np.asarray(leaf) if tf.is_tensor(leaf) else np.array(leaf)
     if array.dtype == object and not all(isinstance(item, str | bytes) for item in array.flat):
         raise TypeError(
             f"`data` holds a {type(leaf).__name__} that is no array of numbers or strings. "

@@ -43,6 +43,15 @@ def writing_failed(error: Exception, epoch: int) -> str:
     )
 
 
+def not_counted(schedule: object) -> str:
+    """The warning where the optimizer has made no step in the first epoch."""
+    return (
+        f"schedule={schedule!r} counts the `iterations` of `model.optimizer`, which has made no "
+        "step in the first epoch. If the model trains with optimizers of its own, use "
+        "every(epochs=...)."
+    )
+
+
 def not_finite(epoch: int, step: int) -> str:
     """The warning where the norm is NaN or infinite."""
     return (

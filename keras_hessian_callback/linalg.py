@@ -286,7 +286,8 @@ def leading_basis(
         products: (k, k), the Gram matrix of the rows of all blocks in float64; None: not at hand.
 
     Returns:
-        (r, n) with orthonormal rows, and the squares of all k singular values, descending.
+        (r, n) with orthonormal rows; and (k, k), what each row of the matrix adds to the square of
+        each singular value, these descending: the sums over rows are the squares.
     """
     dtype = blocks[0].dtype
     widths = [block.shape[0] for block in blocks]
@@ -305,4 +306,4 @@ def leading_basis(
         products = gram_of([basis])
         off = float(np.abs(products - np.eye(len(leading))).max())
         basis = combine(basis, np.linalg.inv(np.linalg.cholesky(products)).T)
-    return basis, squares
+    return basis, squares * vectors**2

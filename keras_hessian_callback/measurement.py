@@ -39,7 +39,8 @@ def measure_curvature(
     """Measures the Hessian of a model's training loss on held-out data, once.
 
     Args:
-        model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed.
+        model: A built `keras.Model`; compiled, unless `loss_fn` is given. Not changed; not to be
+            trained by another thread meanwhile.
         data: Held-out examples: `(x, y)`, `(x, y, sample_weight)`, a `tf.data.Dataset` of such
             batches, or a `keras.utils.PyDataset`. Or an `importance` of these: examples are drawn
             from them, by `seed`.

@@ -120,7 +120,7 @@ class Objective:
         """The loss, its masses, and the model's outputs; None of a `loss_fn`."""
         with self._scope(weights):
             if self.loss_fn is not None:
-                loss = self.loss_fn(self.model, batch.x, batch.y, reweighted(batch))
+                loss = _call_loss_fn(self.loss_fn, self.model, batch)
                 return _scalar(loss), tf.stack([num_examples(batch)]), None
             y_pred = _call(self.model, batch.x, self.training)
             names = getattr(self.model, "output_names", [])
@@ -157,12 +157,18 @@ class Objective:
         if any(is_lower_precision(variable.dtype) for variable in self.variables):
             return
         weights = self.weights()
-        mapped = self.gradient(weights, batch)[2]
-        variables = [variable.value for variable in self.variables]
-        with tf.GradientTape() as tape:
-            loss, _ = self(variables, batch)
-        of_training = dense(tape.gradient(loss, variables), weights)
-        for variable, one, other in zip(self.variables, mapped, of_training, strict=True):
+
+        def both() -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            variables = [variable.value for variable in self.variables]
+            with tf.GradientTape() as tape:
+                loss, _ = self(variables, batch)
+            of_training = dense(tape.gradient(loss, variables), weights)
+            return self.gradient(weights, batch)[2], of_training
+
+        # In a graph, as when it is trained: some gradients of the model's own ask for one.
+        for variable, one, other in zip(
+            self.variables, *tf.function(both, autograph=False)(), strict=True
+        ):
             scale = float(tf.norm(other))
             if math.isfinite(scale) and float(tf.norm(one - other)) > 1e-2 * scale:
                 raise ValueError(
@@ -267,6 +273,17 @@ def _call(model: keras.Model, x: Any, training: bool) -> Any:
         raise ValueError(
             f"The model {model.name!r} could not be called on the inputs of `data`. Pass examples "
             f"as `fit` takes them. The model's error was {type(error).__name__}: {error}"
+        ) from error
+
+
+def _call_loss_fn(loss_fn: LossFn, model: keras.Model, batch: Batch) -> Any:
+    try:
+        return loss_fn(model, batch.x, batch.y, reweighted(batch))
+    except (*_HOST_ERRORS, RuntimeError) as error:
+        raise ValueError(
+            "`loss_fn` could not be computed on `data`. It is traced as a graph, so it is made of "
+            "TensorFlow and Keras operations, without .numpy(), get_weights() or predict(). Its "
+            f"error was {type(error).__name__}: {error}"
         ) from error
 
 

@@ -41,6 +41,7 @@ class Residuals:
         self._signed: Any = 0.0  # sum of v * r, entry by entry
         self._squared: Any = 0.0  # sum of r * r
         self._square_sum = self._fourth_sum = 0.0
+        self._unit: np.float64 | None = None  # of entries whose squares are summed
         self._empty()
 
     def _empty(self) -> None:
@@ -57,7 +58,8 @@ class Residuals:
             self._empty()
         lengths = self._multiply(block, shadow)
         self._square_sum += float(np.sum(lengths))
-        squares = tf.square(block)
+        self._unit = _unit(lengths, block) if self._unit is None else self._unit
+        squares = tf.square(block if self._unit == 1.0 else block / self._unit)
         self._squared += tf.reduce_sum(squares, axis=0, keepdims=True)
         self._fourth_sum += float(np.sum(square_sums(squares)))
         self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
@@ -130,11 +132,18 @@ class Residuals:
 
     def mean_of_squares(self) -> float:
         """The mean over pairs of sum_k r_k^2 s_k^2: of the square of (PHP)^2's diagonal."""
-        return self._mean_of_pairs(self._squared, self._fourth_sum)
+        in_units = self._mean_of_pairs(self._squared, self._fourth_sum)
+        return float(in_units * (self._unit or 1.0) ** 4)
 
     def _mean_of_pairs(self, total: tf.Tensor, own: float) -> float:
         """Of sum_{i != j} x_i . x_j = ||sum_i x_i||^2 - sum_i ||x_i||^2."""
         return (float(square_sums(total)[0]) - own) / (self.count * (self.count - 1.0))
+
+
+def _unit(lengths: np.ndarray, block: tf.Tensor) -> np.float64:
+    """1, or a power of two near the entries where their squares leave the range of float32."""
+    size = np.sqrt(np.mean(lengths) / int(block.shape[1]))
+    return np.exp2(np.round(np.log2(size))) if 0.0 < size < 1e-6 or size > 1e6 else np.float64(1.0)
 
 
 def _block_diagonal(groups: Sequence[np.ndarray]) -> np.ndarray:

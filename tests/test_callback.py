@@ -269,6 +269,36 @@ def test_one_instance_serves_several_fits(tmp_path):
     assert [step for step, _ in events(tmp_path / "hessian")["hessian/trace"]] == [0, 1, 2, 3]
 
 
+def test_steps_of_optimizers_that_are_not_the_models_are_not_counted_in_silence():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+            self.own = keras.optimizers.SGD(0.1)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+        def train_step(self, data):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x)))
+            self.own.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    model = Own()
+    x = np.ones((8, 4), "float32")
+    model(x)
+    model.own.build(model.trainable_variables)
+    model.compile()
+    callback = HessianNormCallback(
+        (x,), schedule=every(steps=2), loss_fn=lambda m, x, y, w: tf.reduce_mean(m(x) ** 2)
+    )
+    with pytest.warns(UserWarning, match="has made no step in the first epoch"):
+        model.fit(x, batch_size=2, epochs=2, verbose=0, callbacks=[callback])
+    assert callback.history["epoch"] == [0]
+
+
 def test_workers_do_not_measure_by_the_clock(monkeypatch):
     monkeypatch.setattr(callback_room, "workers_of", lambda model: Workers(0, 2, None))
     with pytest.raises(ValueError, match="use `every`"):

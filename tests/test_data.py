@@ -166,3 +166,25 @@ def test_a_dataset_that_takes_long_is_remarked_on(monkeypatch):
     with pytest.warns(UserWarning, match="does not say where it ends") as seen:
         HeldOutData(data)
     assert len(seen) == 1
+
+
+class OneBuffer(keras.utils.PyDataset):
+    """Fills the same array with every batch."""
+
+    num_batches = 2
+    buffer = np.zeros((3, 2), "float32")
+
+    def __getitem__(self, index):
+        self.buffer[:] = X[3 * index : 3 * index + 3]
+        return (self.buffer,)
+
+
+def test_examples_are_copies():
+    """A source may fill its arrays anew, between batches or later."""
+    np.testing.assert_array_equal(HeldOutData(OneBuffer()).micro_batches(None)[0].x, X[:6])
+    x, y = X.astype("float32"), Y.copy()
+    data = HeldOutData((x, y))
+    x[:], y[:] = 0.0, 0
+    [batch] = data.micro_batches(None)
+    np.testing.assert_array_equal(batch.x, X)
+    np.testing.assert_array_equal(batch.y, Y)

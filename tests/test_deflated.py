@@ -55,7 +55,8 @@ def test_the_rank_is_the_one_that_makes_the_interval_narrowest():
         left = np.sort(np.abs(eigenvalues))[: 120 - rank]
         return stats.t.ppf(0.975, 19 - rank) * math.sqrt(np.sum(left**4) / (20 - rank))
 
-    outliers = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
+    # Of both signs, one could be hidden: w'Hw = 0 for some w between two of them.
+    outliers = DenseOperator(symmetric_matrix(np.abs(SPECTRA["outliers"])))
     flat = DenseOperator(symmetric_matrix(SPECTRA["flat"]))
     ranks = []
     for seed in range(10):
@@ -222,6 +223,21 @@ def test_only_a_basis_is_a_state():
     _, state = Deflated()(operator)
     other = DenseOperator(np.diag(np.linspace(0.0, 1.0, 50)))
     assert not Deflated()(other, seed=1, state=state)[0].carried
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-25, 1e20, 1e34])
+def test_the_whole_range_of_single_precision_is_measured(unit):
+    matrix = symmetric_matrix(SPECTRA["outliers"])
+    state = other = None
+    for step in range(3):
+        seed = (0, step)
+        plain, state = Deflated()(DenseOperator(matrix.astype("float32")), seed=seed, state=state)
+        scaled = DenseOperator((unit * matrix).astype("float32"))
+        found, other = Deflated()(scaled, seed=seed, state=other)
+        for name in ("frobenius_norm", "trace", "spectral_norm"):
+            for end in ("value", "lower", "upper"):
+                expected = getattr(plain[name], end)
+                assert getattr(found[name], end) / unit == pytest.approx(expected, rel=1e-3)
 
 
 def test_single_precision_measures_what_double_precision_does():

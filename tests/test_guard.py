@@ -248,3 +248,44 @@ def test_evaluations_of_the_guard():
     check_derivatives(operator._traced, operator._batches[0])
     assert time.perf_counter() - start < 60
     assert sizes == [(4, 1), (4, 0), (4, 0)]
+
+
+def test_a_clip_of_what_is_passed_back_is_found():
+    """It lets through what training passes back, and cuts off what probes do."""
+
+    @tf.custom_gradient
+    def clipped(x):
+        return tf.identity(x), lambda upstream: tf.clip_by_value(upstream, -1.0, 1.0)
+
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(8, 64)).astype("float32"), rng.normal(size=(8, 1)).astype("float32")
+    inputs = keras.Input((64,))
+    hidden = layers.Dense(64, "tanh")(inputs)
+    end = layers.Dense(1)
+    plain = keras.Model(inputs, end(hidden))
+    model = keras.Model(inputs, end(layers.Lambda(clipped)(hidden)))
+    for each in (plain, model):
+        each.compile("sgd", "mse")
+    with pytest.raises(SecondDerivativeError, match="not linear in the vector"):
+        HessianOperator(model, data, products="autodiff")
+    with pytest.warns(UserWarning, match="differences of the gradient are used"):
+        report = measure_curvature(model, data)
+    truth = measure_curvature(plain, data)["frobenius_norm"]
+    assert float(report["frobenius_norm"]) == pytest.approx(float(truth), rel=1e-2)
+
+
+def test_a_model_in_float8_goes_by_differences():
+    """Its own gradients round what is passed back, and run in a graph alone."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(16, "tanh"), layers.Dense(1)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Layer InputLayer does not have")
+        model.quantize("float8")
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    callback = HessianNormCallback((x, x[:, :1]))
+    with pytest.warns(UserWarning, match="not linear in the vector"):
+        model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[callback])
+    assert callback.report.products == "finite_difference"
+    assert len(callback.history["epoch"]) == 2

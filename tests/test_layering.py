@@ -71,6 +71,7 @@ ALLOWED = {
     "operators.hessian": {
         "data",
         "errors",
+        "generators",
         "linalg",
         "memory",
         "objective",

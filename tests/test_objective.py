@@ -328,6 +328,16 @@ def test_a_train_step_on_the_instance_is_noticed():
         HessianOperator(model, data)
 
 
+def test_a_loss_fn_that_is_no_graph_is_refused():
+    model, data = tanh_classifier()
+    for loss_fn in (
+        lambda model, x, y, w: tf.reduce_mean(model(x).numpy()),
+        lambda model, x, y, w: np.mean(model.predict(x)),
+    ):
+        with pytest.raises(ValueError, match="`loss_fn` could not be computed on `data`"):
+            HessianOperator(model, data, loss_fn=loss_fn)
+
+
 def test_a_loss_fn_of_other_arguments_is_refused():
     model, data = tanh_classifier()
     with pytest.raises(TypeError, match=r"`loss_fn` is called as loss_fn\(model, x, y, sample"):

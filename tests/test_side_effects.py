@@ -1,6 +1,7 @@
 """A run with the callback is the run without it, bit for bit."""
 
 import random
+import threading
 
 import keras
 import numpy as np
@@ -159,3 +160,24 @@ def test_the_check_would_see_a_change():
 
     with pytest.raises(AssertionError, match="Mismatched elements"):
         assert_identical(run([Nudge()]), run([]))
+
+
+def test_what_code_of_a_layer_draws_while_it_is_traced_is_put_back(monkeypatch):
+    """In a process of one thread: others may draw from the same generators."""
+
+    class Drawn(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * np.random.random() + random.random()
+
+    def draws(callbacks):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), Drawn()])
+        model.compile("sgd", "mse", run_eagerly=True)
+        x = np.ones((8, 3), "float32")
+        history = model.fit(x, x[:, :2], epochs=2, verbose=0, callbacks=callbacks).history
+        return history["loss"], np.random.random(), random.random()
+
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    callback = HessianNormCallback((np.ones((8, 3)), np.ones((8, 2))))
+    assert draws([callback]) == draws([])
+    assert len(callback.history["epoch"]) == 2

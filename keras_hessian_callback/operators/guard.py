@@ -65,7 +65,8 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
         batch: Examples.
 
     Raises:
-        SecondDerivativeError: With the variables and the sizes of their errors.
+        SecondDerivativeError: With the variables and the sizes of their errors; or where a
+            gradient of the model's own makes products that are not linear in the vector.
         ValueError: If there is no Hessian to measure.
         TypeError, tf.errors.OpError: If there is no float64 form of the graph.
 
@@ -75,6 +76,11 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
     gradients = _Gradients(traced, batch)
     distances = _DISTANCES_ROUNDED if rounds_inside(traced.concrete) else _DISTANCES
     place = gradients.nearby
+    if custom_gradients(traced.concrete.graph) and not gradients.are_linear():
+        raise SecondDerivativeError(
+            "Products by autodiff are not linear in the vector: a tf.custom_gradient clips, rounds "
+            f"or normalises what is passed back.{_own_gradients(traced)}"
+        )
     first = gradients.compare(place(0), distances[0], number=0)
     if not np.isfinite(first.error).all():  # out of the domain of the loss
         place = gradients.own
@@ -177,6 +183,17 @@ class _Gradients:
             spread=self._norms(over_h - over_2h),
             rounding=rounding,
         )
+
+    def are_linear(self) -> bool:
+        """Whether products with a vector and a longer one differ by their length alone.
+
+        Of the vectors that estimators take, those of a basis have length 1 and probes sqrt(n).
+        """
+        n = self._traced.num_parameters
+        probe = probes("rademacher", size=n, count=1, seed=0, dtype=np.dtype("float64"))
+        short, long = self._at(self.own(0), tf.concat([probe / math.sqrt(n), probe], axis=0))[0]
+        difference = float(np.linalg.norm(long - math.sqrt(n) * short))
+        return not difference > _TOLERANCE * float(np.linalg.norm(long))
 
     def _difference(self, point: Weights, vector: tf.Tensor, h: float) -> np.ndarray:
         step = unpack(vector[0], point)

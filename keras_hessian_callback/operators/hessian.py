@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import check_batch_size, check_training
 from keras_hessian_callback.errors import ran_out_of_memory, summary
+from keras_hessian_callback.generators import global_generators_kept
 from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, add_scaled
 from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, Model, Objective
@@ -106,13 +107,14 @@ class HessianOperator:
         check_drawn(self._data, training=training, loss_fn=loss_fn)
         self._batch_size, self._memory_limit = batch_size, memory_limit
         self._batches = self._data.micro_batches(batch_size)
-        # Keras divides losses by the number of replicas in the scope of a strategy.
-        self._traced, self._shares, self._plan = outside_scope(lambda: self._choose(products))
         self._draws: Draws | None = None
-        if isinstance(self._data, Importance):
-            pool = self._data
-            self._draws = outside_scope(lambda: Draws(self._traced, pool, batch_size))
-            self._batches, self._shares = self._draws.batches(seed=0)
+        with global_generators_kept():
+            # Keras divides losses by the number of replicas in the scope of a strategy.
+            self._traced, self._shares, self._plan = outside_scope(lambda: self._choose(products))
+            if isinstance(self._data, Importance):
+                pool = self._data
+                self._draws = outside_scope(lambda: Draws(self._traced, pool, batch_size))
+                self._batches, self._shares = self._draws.batches(seed=0)
         n = self._traced.num_parameters
         self.shape = (n, n)
         self.dtype = self._traced.dtype
