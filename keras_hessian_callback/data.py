@@ -218,8 +218,12 @@ def _concatenate_batches(batches: Iterable[Any]) -> Batch:
     parts = [_map_arrays(_as_array, _as_batch(_wrapped(batch))) for batch in batches]
     if not parts:
         raise ValueError("`data` holds no batches; pass at least one.")
-    if any(leaf.ndim == 0 for leaf in _arrays(parts[0])):
-        raise ValueError("`data` is a dataset of single examples; batch it: data.batch(32).")
+    lengths = {leaf.shape[:1] for leaf in _arrays(parts[0])}
+    if () in lengths or len(lengths) > 1:
+        raise ValueError(
+            "`data` is a dataset of single examples, or its batches have not as many targets as "
+            "inputs; batch it: data.batch(32)."
+        )
     try:
         return tf.nest.map_structure(
             lambda *leaves: None if leaves[0] is None else np.concatenate(leaves), *parts
@@ -256,7 +260,8 @@ def _as_array(leaf: Any) -> np.ndarray:
     is_series = hasattr(leaf, "to_numpy") and getattr(leaf, "ndim", 0) == 1
     # A copy: the caller may fill the same buffer anew, even between two batches.
     array = np.asarray(leaf) if tf.is_tensor(leaf) else np.array(leaf)
-    if array.dtype == object and not all(isinstance(item, str | bytes) for item in array.flat):
+    times = array.dtype.kind in "mM"
+    if times or (array.dtype == object and not all(isinstance(i, str | bytes) for i in array.flat)):
         raise TypeError(
             f"`data` holds a {type(leaf).__name__} that is no array of numbers or strings. "
             f"{_ACCEPTED}."

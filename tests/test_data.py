@@ -21,6 +21,10 @@ def dataset():
     return tf.data.Dataset.from_tensor_slices((X.astype("float32"), Y)).batch(3)
 
 
+def vectors():
+    return tf.data.Dataset.from_tensor_slices((X, Y[:, None]))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -116,7 +120,9 @@ class Endless(keras.utils.PyDataset):
         (lambda: (tf.ragged.constant([[1.0], [1.0, 2.0]]), [0, 1]), TypeError, "RaggedTensor"),
         (lambda: (tf.sparse.eye(3), [0, 1, 2]), TypeError, "SparseTensor"),
         (lambda: ([object()], [0]), TypeError, "no array of numbers"),
-        (lambda: dataset().unbatch(), ValueError, r"single examples; batch it: data.batch\(32\)"),
+        (lambda: (np.array(["2026-01-01"], "M8[s]"),), TypeError, "no array of numbers"),
+        (lambda: vectors(), ValueError, r"batch it: data.batch\(32\)"),
+        (lambda: dataset().unbatch(), ValueError, r"batch it: data.batch\(32\)"),
     ],
 )
 def test_bad_data_is_refused_with_what_to_do(make, error, message):
