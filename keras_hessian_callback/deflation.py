@@ -58,7 +58,8 @@ class Split:
         self._operator, self._room = operator, room
         self.shares = operator.shares
         self._squares = np.square(operator.shares)
-        self.basis = self.products = tf.zeros([0, operator.shape[0]], operator.dtype)
+        self._nothing = tf.zeros([0, operator.shape[0]], operator.dtype)
+        self.basis = self.products = self._nothing
         self.inner = self.outer = np.zeros((0, 0))
         self._outer_of_layers = np.zeros((len(columns_of(operator.layers)), 0, 0))
         self.folds = 0.0
@@ -87,7 +88,7 @@ class Split:
 
     def let_go(self) -> None:
         """Holds no vectors any more: what they add up to stays."""
-        self.basis = self.products = self.basis[:0]
+        self.basis = self.products = self._nothing
         self.residuals.let_go()
 
     def deflate(self, basis: tf.Tensor) -> None:

@@ -1,8 +1,9 @@
 """Vectors of all weights: packing, blocks of them as rows, and random probes by seeds."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -92,14 +93,15 @@ def probes(
             for number in numbers
         ]
         return tf.stack(rows) if rows else tf.zeros([0, size], dtype)
-    blocks = [tf.zeros([0, size], dtype)]
+    if not count:
+        return tf.zeros([0, size], dtype)
+    blocks = []
     for word in range(first // _BITS, -(-numbers.stop // _BITS)):  # of which each probe is a bit
-        words = _words(_pair(seed), tf.constant(word), tf.constant(size, tf.int64))
-        places = [number - word * _BITS for number in numbers if number // _BITS == word]
-        bits = np.left_shift(np.uint32(1), np.array(places, "uint32")).view("int32")
-        ones = tf.bitwise.bitwise_and(words, bits[:, None]) != 0
-        blocks.append(tf.where(ones, tf.ones([], dtype), -tf.ones([], dtype)))
-    return blocks[-1] if len(blocks) == 2 else tf.concat(blocks, axis=0)
+        bits = [number - word * _BITS for number in numbers if number // _BITS == word]
+        bits = np.left_shift(np.uint32(1), np.array(bits, "uint32")).view("int32")
+        places = tf.constant(word), tf.constant(size, tf.int64), tf.constant(bits)
+        blocks.append(_signs(np.dtype(dtype))(_pair(seed), *places))
+    return blocks[0] if len(blocks) == 1 else tf.concat(blocks, axis=0)
 
 
 def uniforms(count: int, seed: Seed) -> np.ndarray:
@@ -123,20 +125,26 @@ def _key(seed: Seed, number: int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(_pair(seed), number, alg="philox")
 
 
-@tf.function(  # five times as fast as its operations one by one, which tiny models notice
-    input_signature=[
+@functools.cache
+def _signs(dtype: np.dtype) -> Any:
+    """A graph, as tiny models notice: signs (k, n), k bits of n words by seed, number and place."""
+    signature = [
         tf.TensorSpec([2], tf.int64),
         tf.TensorSpec([], tf.int32),
         tf.TensorSpec([], tf.int64),
-    ],
-    autograph=False,
-)
-def _words(pair: tf.Tensor, number: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """`size` random words, each a function of its place, the seed's pair and the number."""
-    key = tf.random.experimental.stateless_fold_in(pair, number, alg="philox")
-    return tf.random.stateless_uniform(
-        [size], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-    )
+        tf.TensorSpec([None], tf.int32),
+    ]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def signs(pair: tf.Tensor, number: tf.Tensor, size: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+        key = tf.random.experimental.stateless_fold_in(pair, number, alg="philox")
+        words = tf.random.stateless_uniform(
+            [size], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
+        )
+        ones = tf.bitwise.bitwise_and(words, bits[:, None]) != 0
+        return tf.where(ones, tf.ones([], dtype), -tf.ones([], dtype))
+
+    return signs.get_concrete_function()
 
 
 def machine_epsilon(dtypes: Iterable[tf.DType]) -> float:
@@ -251,11 +259,13 @@ def combine(block: tf.Tensor, coefficients: np.ndarray) -> tf.Tensor:
 def combine_all(blocks: Sequence[tf.Tensor], coefficients: np.ndarray) -> tf.Tensor:
     """As `combine`, of the rows of all blocks (k_i, n) in order; part by part."""
     size = int(blocks[0].shape[1])
+    if size <= _LENGTH:
+        return combine(tf.concat(blocks, axis=0), coefficients)
     parts = [
         combine(tf.concat([block[:, i : i + _LENGTH] for block in blocks], axis=0), coefficients)
         for i in range(0, size, _LENGTH)
     ]
-    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+    return tf.concat(parts, axis=1)
 
 
 def add_scaled(total: tf.Tensor | None, scale: float, block: tf.Tensor) -> tf.Tensor:

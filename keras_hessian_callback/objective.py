@@ -262,8 +262,8 @@ def _trainable_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def _full_precision(variable: keras.Variable) -> tf.Tensor:
-    dtype = "float32" if is_lower_precision(variable.dtype) else variable.dtype
-    return tf.cast(tf.identity(variable.value), dtype)
+    value = tf.convert_to_tensor(variable.value)
+    return tf.cast(value, "float32") if is_lower_precision(variable.dtype) else value
 
 
 def _call(model: keras.Model, x: Any, training: bool) -> Any:

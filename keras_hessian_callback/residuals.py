@@ -35,7 +35,8 @@ class Residuals:
     """
 
     def __init__(self, layers: Layers, basis: tf.Tensor, images: tf.Tensor, room: float) -> None:
-        self._layers, self._basis, self._images, self._room = layers, basis, images, room
+        self._layers, self._along, self._room = layers, [basis, images], room
+        self._rank = int(basis.shape[0])
         self._groups: list[np.ndarray] = []
         self._groups_of_layers: list[dict[str, np.ndarray]] = []
         self._signed: Any = 0.0  # sum of v * r, entry by entry
@@ -46,7 +47,7 @@ class Residuals:
 
     def _empty(self) -> None:
         self.blocks: list[tf.Tensor] = []
-        k, parts = self._basis.shape[0], len(columns_of(self._layers))
+        k, parts = self._rank, len(columns_of(self._layers))
         self._shadows = self._crossing = np.zeros((k, 0))
         self._mixed, self._products = np.zeros((parts, k, 0)), np.zeros((parts, 0, 0))
 
@@ -67,8 +68,8 @@ class Residuals:
 
     def _multiply(self, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
         """The products of a block with all that is at hand, in one pass; ||r||^2."""
-        k, m = self._basis.shape[0], self._at_hand
-        rows = [self._basis, self._images, *self.blocks, block]
+        k, m = self._rank, self._at_hand
+        rows = [*self._along, *self.blocks, block]
         found = grams(rows, block.shape[0], columns_of(self._layers))
         mixed, crossing, before, own = np.split(found, [k, 2 * k, 2 * k + m], axis=1)
         self._shadows = np.append(self._shadows, shadow, axis=1)
@@ -86,7 +87,7 @@ class Residuals:
 
     def let_go(self) -> None:
         """Holds no vectors any more."""
-        self._basis, self._images = self._basis[:0], self._images[:0]
+        self._along = []
         self.blocks = []
 
     @property

@@ -1,6 +1,7 @@
 """The Hessian of a model's loss on held-out data, as a linear operator."""
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -198,7 +199,7 @@ class HessianOperator:
         """The share of each micro-batch in what the loss is averaged over; they add up to 1."""
         return tuple(self._shares)
 
-    @property
+    @functools.cached_property
     def layers(self) -> tuple[tuple[str, slice], ...]:
         """The layer of each trainable variable, by its path, and its entries in a vector."""
         ends = np.cumsum([math.prod(v.shape) for v in self._objective.variables]).tolist()
