@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.deflation import Split
-from keras_hessian_callback.linalg import leading_basis
+from keras_hessian_callback.linalg import Seed, leading_basis, words_of
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 
 _LEAST = 1e-3  # part of a residual's square that counts: it comes last, but comes
@@ -22,14 +23,13 @@ class Basis:
         vectors: (k, n) orthonormal rows, the leading directions first.
         variances: (k + 1,) predicted variance of ||PHPv||^2 with the first 0, 1, ... in the basis.
         square: ||H||_F^2, which sets their scale.
-        seed: Of the probes that shaped the vectors, which must not be used with them; None: not
-            known, as of one from a file.
+        seeds: Of the probes that shaped the vectors, which must not be used with them.
     """
 
     vectors: tf.Tensor
     variances: np.ndarray
     square: float
-    seed: tuple[int, int] | None = None
+    seeds: frozenset[tuple[int, int]] = frozenset()
 
     def leading(self, rank: int) -> tf.Tensor:
         """The first so many vectors; all of them without a copy."""
@@ -46,13 +46,34 @@ class Basis:
             "vectors": self.vectors.numpy(),
             "variances": self.variances,
             "square": np.float64(self.square),
+            "seeds": np.array(sorted(self.seeds), "int64").reshape(-1, 2),
         }
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Basis":
         """The basis that `arrays` are of."""
         vectors = tf.constant(arrays["vectors"])
-        return cls(vectors, arrays["variances"], float(arrays["square"]))
+        seeds = frozenset((int(first), int(second)) for first, second in arrays["seeds"])
+        return cls(vectors, arrays["variances"], float(arrays["square"]), seeds)
+
+
+def carried_basis(state: Any, operator: LinearOperator, seed: Seed) -> Basis | None:
+    """The basis of an earlier measurement, where there is one for this operator."""
+    if state is None:
+        return None
+    if not isinstance(state, Basis):
+        raise TypeError(
+            "`state` must be what Deflated returned beside its estimates, or None; got "
+            f"{type(state).__name__}."
+        )
+    if not state.fits(operator):
+        return None
+    if words_of(seed) in state.seeds:
+        raise ValueError(
+            f"The probes of seed={seed!r} have shaped this `state`, so they would see a norm that "
+            "is too low. Pass another seed or step, such as seed=(0, 1) after seed=(0, 0)."
+        )
+    return state
 
 
 def next_basis(split: Split, top: Split, most: int) -> Basis | None:
@@ -60,7 +81,7 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
 
     With n much larger than m most of ||PHPv||^2 / m is not what leading directions have, but the
     sum of all small ones: residuals alone would pass for directions larger than those of HQ. So
-    they count by c^2, the part of the products of pairs that other residuals have in common.
+    they count by c^2, the part of a residual's square that lies in the span of the others.
 
     Args:
         split: The measurement's, with its probes; it lets go of its vectors.
@@ -72,7 +93,7 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     """
     now, share = split.spread.variance, split.variance_left()
     own, crossing = split.residuals.products_at_hand, split.residuals.crossing
-    scale = math.sqrt(max(1.0 - math.sqrt(share), _LEAST) / max(1, len(own)))
+    scale = math.sqrt(max(_in_common(own), _LEAST) / max(1, len(own)))
     blocks = [top.products, *split.residuals.blocks]
     top.let_go()
     split.let_go()
@@ -94,3 +115,13 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
     square = split.exact + float(np.mean(split.tails))
     return Basis(vectors, variances[: vectors.shape[0] + 1], square)
+
+
+def _in_common(products: np.ndarray) -> float:
+    """The mean part of a vector's square in the span of the others, by their products (m, m)."""
+    scale = np.trace(products)
+    if len(products) < 2 or not scale > 0.0:
+        return 0.0
+    inverse = np.linalg.pinv(products / scale, rcond=1e-13, hermitian=True)
+    sizes = np.diagonal(inverse) * np.diagonal(products) / scale  # 1 over the part outside
+    return 1.0 - float(np.mean(1.0 / np.maximum(sizes, 1.0)))

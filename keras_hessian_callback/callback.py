@@ -27,7 +27,7 @@ from keras_hessian_callback.pool import check_drawn, held_out
 from keras_hessian_callback.record import Record
 from keras_hessian_callback.replicas import workers_of
 from keras_hessian_callback.results import CurvatureReport
-from keras_hessian_callback.schedule import Schedule, Within, resolve_schedule
+from keras_hessian_callback.schedule import Schedule, Within, check_schedule, resolve_schedule
 from keras_hessian_callback.stability import check_has_preconditioner, has_made_a_step, stability
 
 
@@ -187,6 +187,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         self.setup_seconds = self._budget.setup_seconds
 
     def _prepare(self) -> None:
+        workers = workers_of(self.model)
+        check_schedule(self._schedule, self._optimizer, shared=workers is not None)
         if self._preconditioned:
             check_has_preconditioner(self._optimizer, self.model.trainable_variables)
         if self._operator is None or not self._operator.is_current(self.model):
@@ -203,14 +205,6 @@ class HessianNormCallback(keras.callbacks.Callback):
             self._operator = operator
             self._record.forget_state()
             self._budget.try_out(self._estimator, operator)
-        if self._schedule.counts_steps and self._optimizer is None:
-            raise ValueError(
-                f"schedule={self._schedule!r} counts the optimizer's `iterations`, and the model "
-                "has no optimizer. Use every(epochs=...)."
-            )
-        workers = workers_of(self.model)
-        if workers is not None and isinstance(self._schedule, Within):
-            raise ValueError("`within` goes by the clock, and workers by their own: use `every`.")
         if workers is None or workers.index == 0:
             self._record.open_files(shared=workers is not None)
 
@@ -238,7 +232,8 @@ class HessianNormCallback(keras.callbacks.Callback):
         due = self._schedule.due_after_epoch(epoch)
         if due or not self.history["epoch"]:
             step = self._optimizer_iterations() if self._schedule.counts_steps else epoch
-            if step == 0 and self._schedule.counts_steps:
+            if self._schedule.counts_steps and not (step or self._failed or self._warned_no_step):
+                self._warned_no_step = True
                 warnings.warn(not_counted(self._schedule), stacklevel=2)
             drawn = due or epoch == 0 or isinstance(self._schedule, Within)
             self._measure(step, drawn=drawn)

@@ -259,11 +259,11 @@ def _as_array(leaf: Any) -> np.ndarray:
         )
     is_series = hasattr(leaf, "to_numpy") and getattr(leaf, "ndim", 0) == 1
     # A copy: the caller may fill the same buffer anew, even between two batches.
-    array = np.asarray(leaf) if tf.is_tensor(leaf) else np.array(leaf)
+    array = np.asarray(leaf) if tf.is_tensor(leaf) else np.asarray(leaf).copy()
     times = array.dtype.kind in "mM"
     if times or (array.dtype == object and not all(isinstance(i, str | bytes) for i in array.flat)):
         raise TypeError(
-            f"`data` holds a {type(leaf).__name__} that is no array of numbers or strings. "
+            f"`data` holds a {type(leaf).__name__} of {array.dtype}, not of numbers or strings. "
             f"{_ACCEPTED}."
         )
     if np.issubdtype(array.dtype, np.floating) and not tf.is_tensor(leaf):

@@ -12,7 +12,7 @@ import numpy as np
 def global_generators_kept() -> Iterator[None]:
     """Puts both generators back to where they were; not where other threads may draw, too."""
     alone = threading.active_count() == 1  # a PyDataset with workers draws in its own
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
+from keras_hessian_callback.execution import run
 from keras_hessian_callback.masses import masses_of, num_examples, reweighted
 from keras_hessian_callback.replicas import check_strategy
 from keras_hessian_callback.second_order import is_lower_precision
@@ -152,23 +153,26 @@ class Objective:
         """Raises ValueError where the gradient by mapped weights is not that of training.
 
         A gradient of the model's own may lose it: that of `tf.recompute_grad` does. Variables in
-        half precision, which are mapped in float32, are not checked.
+        half precision, which are mapped in float32, are not checked. OpError where it cannot be
+        computed.
         """
         if any(is_lower_precision(variable.dtype) for variable in self.variables):
             return
         weights = self.weights()
 
-        def both() -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        def both() -> list[tf.Tensor]:
             variables = [variable.value for variable in self.variables]
             with tf.GradientTape() as tape:
                 loss, _ = self(variables, batch)
             of_training = dense(tape.gradient(loss, variables), weights)
-            return self.gradient(weights, batch)[2], of_training
+            return [*self.gradient(weights, batch)[2], *of_training]
 
         # In a graph, as when it is trained: some gradients of the model's own ask for one.
-        for variable, one, other in zip(
-            self.variables, *tf.function(both, autograph=False)(), strict=True
-        ):
+        with tf.summary.record_if(False):
+            concrete = tf.function(both, autograph=False).get_concrete_function()
+        gradients = run(concrete, [])
+        mapped, of_training = gradients[: len(weights)], gradients[len(weights) :]
+        for variable, one, other in zip(self.variables, mapped, of_training, strict=True):
             scale = float(tf.norm(other))
             if math.isfinite(scale) and float(tf.norm(one - other)) > 1e-2 * scale:
                 raise ValueError(

@@ -144,7 +144,9 @@ class Residuals:
 def _unit(lengths: np.ndarray, block: tf.Tensor) -> np.float64:
     """1, or a power of two near the entries where their squares leave the range of float32."""
     size = np.sqrt(np.mean(lengths) / int(block.shape[1]))
-    return np.exp2(np.round(np.log2(size))) if 0.0 < size < 1e-6 or size > 1e6 else np.float64(1.0)
+    if 1e-12 <= size <= 1e12 or not size > 0.0:
+        return np.float64(1.0)
+    return np.exp2(np.maximum(np.round(np.log2(size)), -120.0))
 
 
 def _block_diagonal(groups: Sequence[np.ndarray]) -> np.ndarray:

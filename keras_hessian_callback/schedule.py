@@ -2,6 +2,7 @@
 
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,26 @@ def within(*, overhead: float) -> Within:
 
 
 Schedule = Every | Within
+
+
+def check_schedule(schedule: Schedule, optimizer: Any, *, shared: bool) -> None:
+    """Raises ValueError where a model's training cannot go by a schedule.
+
+    Args:
+        schedule: The schedule.
+        optimizer: The model's; None: it has none.
+        shared: Whether several workers measure, all at the same steps.
+    """
+    if schedule.counts_steps and optimizer is None:
+        raise ValueError(
+            f"schedule={schedule!r} counts the optimizer's `iterations`, and the model has no "
+            "optimizer. Use every(epochs=...)."
+        )
+    if shared and isinstance(schedule, Within):
+        raise ValueError(
+            f"schedule={schedule!r} goes by the clock, each worker's by its own, and all have to "
+            "measure at the same steps. Use every(steps=...) or every(epochs=...)."
+        )
 
 
 def resolve_schedule(schedule: str | Schedule) -> Schedule:

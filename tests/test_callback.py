@@ -301,7 +301,7 @@ def test_steps_of_optimizers_that_are_not_the_models_are_not_counted_in_silence(
 
 def test_workers_do_not_measure_by_the_clock(monkeypatch):
     monkeypatch.setattr(callback_room, "workers_of", lambda model: Workers(0, 2, None))
-    with pytest.raises(ValueError, match="use `every`"):
+    with pytest.raises(ValueError, match="goes by the clock"):
         fit(HessianNormCallback(data(), schedule=within(overhead=0.05)), epochs=1)
 
 

@@ -213,7 +213,34 @@ def test_a_state_that_its_probes_have_shaped_is_refused():
     found, state = Deflated()(operator, seed=(7, 1), state=state)
     assert found.carried
     restored = Deflated().restore(state.arrays())
+    for earlier in (state, restored):
+        with pytest.raises(ValueError, match="have shaped this `state`"):
+            Deflated()(operator, seed=7, state=earlier)
     assert Deflated()(operator, seed=(7, 2), state=restored)[0].carried
+
+
+def test_known_directions_come_before_a_probes_share_of_the_bulk():
+    """Most of ||PHPv||^2 / m is the bulk: of vectors in no direction that they share."""
+    n = 400
+    eigenvalues = np.full(n, 0.4)
+    eigenvalues[:8] = 2.5
+    matrix = symmetric_matrix(eigenvalues)
+    operator = DenseOperator(matrix)
+    vectors = np.linalg.eigh(matrix)[1][:, -8:]
+    inside, ratios = [], []
+    for seed in range(5):
+        state = None
+        for step in range(4):
+            _, state = Deflated(target_error=None)(operator, seed=(seed, step), state=state)
+        leading = state.vectors.numpy()[:8]
+        inside.append(np.sum((leading @ vectors) ** 2) / 8.0)
+        rest = np.eye(n) - leading.T @ leading
+        left = rest @ matrix @ rest
+        square = left @ left
+        truth = 2.0 * (np.sum(square**2) - np.sum(np.diag(square) ** 2))
+        ratios.append(state.variances[8] / truth)
+    assert min(inside) > 0.95
+    assert 0.5 < np.median(ratios) < 2.0
 
 
 def test_only_a_basis_is_a_state():
@@ -222,7 +249,9 @@ def test_only_a_basis_is_a_state():
         Deflated()(operator, state="abc")
     _, state = Deflated()(operator)
     other = DenseOperator(np.diag(np.linspace(0.0, 1.0, 50)))
-    assert not Deflated()(other, seed=1, state=state)[0].carried
+    assert not Deflated()(other, state=state)[0].carried
+    with pytest.raises(TypeError, match="`state` must be what Deflated returned"):
+        Deflated()(DenseOperator(np.eye(5)), state="abc")
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-25, 1e20, 1e34])

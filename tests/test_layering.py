@@ -57,7 +57,7 @@ ALLOWED = {
     "intervals": {"results", "spreads"},
     "masses": {"data"},
     "second_order": {"gradient_rules"},
-    "objective": {"data", "masses", "replicas", "second_order"},
+    "objective": {"data", "execution", "masses", "replicas", "second_order"},
     "estimators.estimator": {"linalg", "operators.linear_operator", "results"},
     "krylov": {"linalg", "operators.linear_operator"},
     "basis": {"deflation", "linalg", "operators.linear_operator"},
@@ -110,6 +110,7 @@ ALLOWED = {
     "operators.portions": {"data", "errors", "linalg", "replicas"},
     "operators.traced": {
         "data",
+        "errors",
         "execution",
         "linalg",
         "objective",

@@ -338,6 +338,14 @@ def test_a_loss_fn_that_is_no_graph_is_refused():
             HessianOperator(model, data, loss_fn=loss_fn)
 
 
+def test_what_the_model_cannot_be_computed_on_says_so_with_gradients_of_its_own():
+    """tf.nn.silu has one."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "silu")])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match=r"failed. Check that the model runs on `data`"):
+        HessianOperator(model, (np.ones((8, 3), "float32"), np.full(8, 7)))
+
+
 def test_a_loss_fn_of_other_arguments_is_refused():
     model, data = tanh_classifier()
     with pytest.raises(TypeError, match=r"`loss_fn` is called as loss_fn\(model, x, y, sample"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.basis import Basis, next_basis
+from keras_hessian_callback.basis import Basis, carried_basis, next_basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
@@ -144,7 +144,7 @@ class Deflated:
         Args:
             operator: The symmetric operator (n, n).
             seed: Int, or a pair (seed, step): the probes are a function of it.
-            state: The basis of an earlier measurement, made with another seed or step; None, or
+            state: The basis of an earlier measurement, made with other seeds or steps; None, or
                 one of an operator of another size or dtype: a fresh start.
 
         Returns:
@@ -167,12 +167,12 @@ class Deflated:
         n = operator.shape[0]
         most, kept = self._what_fits(operator)
         split = Split(operator, room=kept)
+        carried = carried_basis(state, operator, seed)
         if n <= self.max_matvecs:
             split.deflate(tf.eye(n, dtype=operator.dtype))  # all of it: exact
             return split_estimates(split, split), None
         draws = _Draws(operator, seed)
         spare = min(most, self.max_matvecs // 10)
-        carried = _carried(state, operator, seed)
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
             split.deflate(carried.leading(rank))
@@ -197,7 +197,8 @@ class Deflated:
         if not (split.finite and top.finite):
             return found, None
         basis = next_basis(split, top, most)
-        return found, basis and replace(basis, seed=words_of(seed))
+        seeds = carried.seeds if carried else frozenset()
+        return found, basis and replace(basis, seeds=seeds | {words_of(seed)})
 
     @property
     def _rank(self) -> int:
@@ -282,23 +283,6 @@ class Deflated:
                 if width(m) <= _PLANNED * self.target_error:
                     return rank + m - drawn, 0.0
         return left, width(most) if square > 0.0 else 0.0
-
-
-def _carried(state: Any, operator: LinearOperator, seed: Seed) -> Basis | None:
-    """The basis of an earlier measurement, where there is one for this operator."""
-    if state is None:
-        return None
-    if not isinstance(state, Basis):
-        raise TypeError(
-            "`state` must be what Deflated returned beside its estimates, or None; got "
-            f"{type(state).__name__}."
-        )
-    if state.seed == words_of(seed):
-        raise ValueError(
-            f"The probes of seed={seed!r} have shaped this `state`, so they would see a norm that "
-            "is too low. Pass another seed or step, such as seed=(0, 1) after seed=(0, 0)."
-        )
-    return state if state.fits(operator) else None
 
 
 class _Draws:

@@ -35,7 +35,8 @@ class Hutchinson:
         num_probes: Int of at least 1: probes, each one product. The relative standard error
             of the norm is at most sqrt(1 / (2 num_probes)), reached where one eigenvalue
             dominates: 18 % for the default 16. With 1 probe the error is NaN; where one weight
-            dominates, all m samples are the same in 2^(1-m) of the cases, and the interval misses.
+            dominates, all m samples are nearly the same in 2^(1-m) of the cases, and the interval
+            misses.
         distribution: `"rademacher"`, entries -1 and +1, or `"normal"`.
         products: How products are made: `"autodiff"`, `"finite_difference"`, or `"auto"`, the
             first where it is right and the second where not. The error bars are those of the

@@ -54,8 +54,9 @@ class Lanczos:
     Args:
         num_probes: Int of at least 1. With 1 the errors of norm and trace are NaN; the upper end
             of the spectral norm takes 3, below which it is that of the Frobenius norm. The
-            interval of the trace covers 90-93 % with 4 where few eigenvalues make it up, and both
-            85 % where one weight dominates the Hessian, so that samples take but two values.
+            interval of the trace covers 90-93 % with 4 where few eigenvalues make it up; where one
+            weight dominates the Hessian, samples take but two values, and the intervals of norm and
+            trace cover 85 %.
         num_steps: Int of at least 1: products a probe, at most; a probe whose space ends
             before (low rank, a small n) spends no more. With k of them a matrix of at most k
             different eigenvalues is resolved exactly.

@@ -71,7 +71,8 @@ def check_derivatives(traced: TracedProducts, batch: Batch) -> None:
         TypeError, tf.errors.OpError: If there is no float64 form of the graph.
 
     Cost: A product and 3 gradients in float64 on 4 examples (on all of `batch`, where the model
-    was traced for a fixed number), and as much again for each doubt.
+    was traced for a fixed number), and as much again for each doubt; two products more where the
+    model has gradients of its own.
     """
     gradients = _Gradients(traced, batch)
     distances = _DISTANCES_ROUNDED if rounds_inside(traced.concrete) else _DISTANCES
@@ -191,7 +192,7 @@ class _Gradients:
         """
         n = self._traced.num_parameters
         probe = probes("rademacher", size=n, count=1, seed=0, dtype=np.dtype("float64"))
-        short, long = self._at(self.own(0), tf.concat([probe / math.sqrt(n), probe], axis=0))[0]
+        short, long = (self._at(self.own(0), probe / size)[0] for size in (math.sqrt(n), 1.0))
         difference = float(np.linalg.norm(long - math.sqrt(n) * short))
         return not difference > _TOLERANCE * float(np.linalg.norm(long))
 

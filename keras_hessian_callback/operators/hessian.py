@@ -286,20 +286,22 @@ class HessianOperator:
         return self._made_by("finite_difference")
 
     def _made_by(self, products: str) -> tuple[TracedProducts, list[float], Plan]:
-        traced = TracedProducts(self._objective, self._batches[0], products)
+        traced = None
         try:
+            traced = TracedProducts(self._objective, self._batches[0], products)
             planned = plan(traced, self._batches[0], self._memory_limit)
             traced.portions.limit(planned.examples, planned.vectors)
             shares = find_shares(traced, self._batches)
         except tf.errors.OpError as error:
-            if products == "autodiff" and self._has_gradient(traced):
+            if products == "autodiff" and traced is not None and self._has_gradient(traced):
                 raise SecondDerivativeError(
                     f"TensorFlow cannot differentiate the gradient of this model: {summary(error)}."
                 ) from error
             cure = "Check that the model runs on `data`, as by `model.evaluate`."
             if ran_out_of_memory(error):
                 cure = "Use a smaller `batch_size`."
-            raise ValueError(f"A Hessian-vector product failed. {cure} {summary(error)}") from error
+            what = "The gradient" if traced is None else "A Hessian-vector product"
+            raise ValueError(f"{what} failed. {cure} {summary(error)}") from error
         if products == "autodiff":
             check_where_possible(traced, self._batches[0], fits=planned.checked)
         return traced, shares, planned

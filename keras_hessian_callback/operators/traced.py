@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, spread_out
+from keras_hessian_callback.errors import OUT_OF_MEMORY
 from keras_hessian_callback.execution import run
 from keras_hessian_callback.linalg import machine_epsilon
 from keras_hessian_callback.objective import Objective
@@ -95,11 +96,13 @@ class TracedProducts:
             )
 
     def _check_gradient(self) -> None:
+        few = spread_out(self._example, NUM_EXAMPLES) if self.any_size else self._example
         with exact_derivatives(self.objective.layers()):
             try:
-                few = spread_out(self._example, NUM_EXAMPLES) if self.any_size else self._example
                 self.objective.check_gradient(few)
-            except (ValueError, tf.errors.OpError):  # of a loss that takes more than a few, too
+            except OUT_OF_MEMORY:
+                raise
+            except tf.errors.OpError:  # of a loss that takes more examples than a few, too
                 self.objective.check_gradient(self._example)
 
     def _check_dependence(self) -> None:
