@@ -149,15 +149,8 @@ class Objective:
             )
         return loss, masses, dense(gradients, weights)
 
-    def check_gradient(self, batch: Batch) -> None:
-        """Raises ValueError where the gradient by mapped weights is not that of training.
-
-        A gradient of the model's own may lose it: that of `tf.recompute_grad` does. Variables in
-        half precision, which are mapped in float32, are not checked. OpError where it cannot be
-        computed.
-        """
-        if any(is_lower_precision(variable.dtype) for variable in self.variables):
-            return
+    def gradients_both_ways(self, batch: Batch) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The gradient by mapped weights, and that of training, for `check_gradient`."""
         weights = self.weights()
 
         def both() -> list[tf.Tensor]:
@@ -171,7 +164,14 @@ class Objective:
         with tf.summary.record_if(False):
             concrete = tf.function(both, autograph=False).get_concrete_function()
         gradients = run(concrete, [])
-        mapped, of_training = gradients[: len(weights)], gradients[len(weights) :]
+        return gradients[: len(weights)], gradients[len(weights) :]
+
+    def check_gradient(self, mapped: list[tf.Tensor], of_training: list[tf.Tensor]) -> None:
+        """Raises ValueError where the gradient by mapped weights is not that of training.
+
+        A gradient of the model's own may lose it: that of `tf.recompute_grad` does. Variables in
+        half precision, which are mapped in float32, are not checked.
+        """
         for variable, one, other in zip(self.variables, mapped, of_training, strict=True):
             scale = float(tf.norm(other))
             if math.isfinite(scale) and float(tf.norm(one - other)) > 1e-2 * scale:

@@ -133,30 +133,33 @@ def test_examples_and_vectors_are_cut_to_stay_within_the_limit():
 def test_the_plan_shares_the_limit_out(limit, examples, vectors, monkeypatch):
     model, (x, y) = tanh_classifier()
     x, y = np.tile(x, (30, 1)), np.tile(y, 30)
-    monkeypatch.setattr(planning, "_growth", lambda traced, batch, count: 1000.0 * count)
+    monkeypatch.setattr(planning, "_growth", lambda traced, batch, count, width: 1000.0 * count)
     monkeypatch.setattr(planning, "_SEEN", 1000)
     operator = HessianOperator(model, (x, y), memory_limit=int(limit))
     assert abs(operator.batch_size - examples) <= 1
     assert operator.block_size == vectors
     held = (3 * vectors + 4) * 51 * 4
-    assert operator.peak_bytes == held + 1000 * operator.batch_size
+    summed = 0 if examples == 300 else vectors * 51 * 4
+    assert operator.peak_bytes == max(held, 1000 * operator.batch_size) + summed
     assert operator.room == max(0.0, (limit - operator.peak_bytes) // (51 * 4))
 
 
 def test_what_a_model_takes_beside_is_in_the_plan(monkeypatch):
-    """Of 5,000 bytes and 1,000 an example, 2,040 are for the vectors of the trial."""
+    """Of 9,000 bytes and 1,000 an example, 5,712 are for the vectors of the trial."""
     model, (x, y) = tanh_classifier()
-    monkeypatch.setattr(planning, "_growth", lambda traced, batch, count: 5000.0 + 1000.0 * count)
+    grown = lambda traced, batch, count, width: 9000.0 + 1000.0 * count  # noqa: E731
+    monkeypatch.setattr(planning, "_growth", grown)
     monkeypatch.setattr(planning, "_SEEN", 1000)
     data = np.tile(x, (30, 1)), np.tile(y, 30)
     operator = HessianOperator(model, data, memory_limit=200_000)
     held = (3 * 8 + 4) * 51 * 4
-    assert operator.peak_bytes == held + (5000 - 2040) + 1000 * operator.batch_size
+    summed = 0 if operator.batch_size == 300 else 8 * 51 * 4
+    assert operator.peak_bytes == held + summed + (9000 - held) + 1000 * operator.batch_size
 
 
 def test_a_limit_below_what_one_example_takes_is_told(monkeypatch):
     model, data = tanh_classifier()
-    monkeypatch.setattr(planning, "_growth", lambda traced, batch, count: 2.0**26 * count)
+    monkeypatch.setattr(planning, "_growth", lambda traced, batch, count, width: 2.0**26 * count)
     with pytest.warns(UserWarning, match=r"about 64 MiB, on 1 of 10 examples .* \(bytes"):
         operator = HessianOperator(model, data, memory_limit=4)
     assert (operator.batch_size, operator.block_size) == (1, 1)

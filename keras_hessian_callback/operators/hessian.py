@@ -155,7 +155,8 @@ class HessianOperator:
     def peak_bytes(self) -> float:
         """Bytes that a block of products was planned to take at its peak, beside model and data.
 
-        (3 k + 4) n floats for k = `block_size`, and the activations of `batch_size` examples. NaN
+        (3 k + 4) n floats for k = `block_size`, k n more where products of several micro-batches or
+        portions are summed, and the activations of `batch_size` examples. NaN
         where memory cannot be seen.
         """
         return self._plan.bytes
@@ -289,7 +290,8 @@ class HessianOperator:
         traced = None
         try:
             traced = TracedProducts(self._objective, self._batches[0], products)
-            planned = plan(traced, self._batches[0], self._memory_limit)
+            several = len(self._batches) > 1
+            planned = plan(traced, self._batches[0], self._memory_limit, several=several)
             traced.portions.limit(planned.examples, planned.vectors)
             shares = find_shares(traced, self._batches)
         except tf.errors.OpError as error:

@@ -21,7 +21,7 @@ _FOR_VECTORS, _FOR_EXAMPLES = 0.45, 0.3  # of the limit, for a block at most, fo
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
 _SEEN = 2**26  # bytes from which a growth of memory tells something
-_TELLS = 0.1  # part of the memory that examples must have in it for their number to tell
+_TELLS = 0.25  # part of the memory that examples must have in it for their number to tell
 _UNKNOWN = 2**31  # bytes for an estimator's vectors, where nothing is known
 
 
@@ -46,23 +46,24 @@ class Plan:
     checked: bool = True
 
 
-def plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
+def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bool = False) -> Plan:
     """The plan for products on a batch: what fits, on each worker that takes part.
 
     Args:
         traced: Products.
         batch: The largest micro-batch.
         limit: Bytes; None: half of what is free, as training takes memory too.
+        several: Whether there are other micro-batches, whose products are summed.
 
     Cost: Two products on a few examples, at most on a fourth of the batch; up to twice those on all
     of it where vectors take most of the memory.
     """
-    own = _own_plan(traced, batch, limit)
+    own = _own_plan(traced, batch, limit, several)
     workers = workers_of(traced.objective.model)
     return own if workers is None else _agreed(own, size_of(batch), workers)
 
 
-def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
+def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: bool) -> Plan:
     """What fits here, by the memory that products on a few examples take."""
     free = free_bytes()
     if limit is None:
@@ -79,14 +80,16 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None) -> Plan:
     if not traced.any_size or free is None:  # no portions, or nothing to see
         return unseen
     try:
-        each, beside = _bytes_of_examples(traced, batch)
+        each, beside = _bytes_of_examples(traced, batch, block_size)
     except (*OUT_OF_MEMORY, tf.errors.OpError):
         # What is too much for so few will be halved; others take more examples than a few.
         return unseen
     each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)
     examples = size if each * size <= allowed else max(1, int(allowed / each))
-    taken = held + beside + each * examples
+    taken = held + max(0.0, beside + each * examples)
+    if several or examples < size:
+        taken += block_size * vector  # the sum so far
     if examples < size and block_size == 1 and taken > limit:
         warnings.warn(
             f"A product with one vector takes about {taken / 2**20:,.0f} MiB, on {examples} of "
@@ -124,19 +127,20 @@ def _vector(traced: TracedProducts) -> int:
     return traced.num_parameters * traced.dtype.itemsize
 
 
-def _bytes_of_examples(traced: TracedProducts, batch: Batch) -> tuple[float, float]:
+def _bytes_of_examples(traced: TracedProducts, batch: Batch, width: int) -> tuple[float, float]:
     """What the activations of an example take, and what there is beside them and the vectors.
 
-    Where the first is little, rather too much; the second, such as a second copy of weights that
-    are used twice, is seen where vectors take most of the memory.
+    By a block of `width` products, on twice as many examples until they show. Where the first is
+    little, rather too much; the second, such as a second copy of weights that are used twice, is
+    seen where vectors take most of the memory.
     """
-    vectors = vectors_held(2) * _vector(traced)
+    vectors = vectors_held(width) * _vector(traced)
     size = size_of(batch)
     count = min(_FIRST, size)
-    grown = _growth(traced, batch, count)
+    grown = _growth(traced, batch, count, width)
     while grown < _SEEN and count < size // 4:
         count = min(size // 4, _TIMES * count)
-        grown = _growth(traced, batch, count)
+        grown = _growth(traced, batch, count, width)
     each, beside = max(0.0, grown - vectors) / count, 0.0
     if grown < _SEEN:
         return each, beside
@@ -145,19 +149,19 @@ def _bytes_of_examples(traced: TracedProducts, batch: Batch) -> tuple[float, flo
     while count < size and each * count < _TELLS * grown:
         before, fewer = grown, count
         count = min(2 * count, size)
-        grown = _growth(traced, batch, count)
+        grown = _growth(traced, batch, count, width)
         each = max(0.0, grown - before) / (count - fewer)
-        beside = max(0.0, grown - each * count - vectors)
+        beside = grown - each * count - vectors  # below 0 where peaks fall at different times
     return each, beside
 
 
-def _growth(traced: TracedProducts, batch: Batch, count: int) -> float:
-    """Bytes that two products with so many examples take."""
+def _growth(traced: TracedProducts, batch: Batch, count: int, width: int) -> float:
+    """Bytes that a block of so many products takes with so many examples."""
     weights = traced.objective.weights()
     growth = Growth()
     with growth.watched():
         vectors = probes(
-            "rademacher", size=traced.num_parameters, count=2, seed=0, dtype=traced.dtype
+            "rademacher", size=traced.num_parameters, count=width, seed=0, dtype=traced.dtype
         )
         traced.in_one_piece(weights, cut(batch, 0, count), vectors)
     return float(growth.bytes or 0)

@@ -22,6 +22,7 @@ from keras_hessian_callback.second_order import (
     check_second_derivatives,
     custom_gradients,
     exact_derivatives,
+    is_lower_precision,
     operations,
 )
 
@@ -96,14 +97,17 @@ class TracedProducts:
             )
 
     def _check_gradient(self) -> None:
+        if any(is_lower_precision(variable.dtype) for variable in self.objective.variables):
+            return
         few = spread_out(self._example, NUM_EXAMPLES) if self.any_size else self._example
         with exact_derivatives(self.objective.layers()):
             try:
-                self.objective.check_gradient(few)
+                gradients = self.objective.gradients_both_ways(few)
             except OUT_OF_MEMORY:
                 raise
-            except tf.errors.OpError:  # of a loss that takes more examples than a few, too
-                self.objective.check_gradient(self._example)
+            except (ValueError, tf.errors.OpError):  # as of a loss that takes more than a few
+                gradients = self.objective.gradients_both_ways(self._example)
+        self.objective.check_gradient(*gradients)
 
     def _check_dependence(self) -> None:
         """Raises where the loss reads trainable variables past the weights that it is given."""
