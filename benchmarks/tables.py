@@ -14,6 +14,7 @@ from layout import conditions as _conditions
 from layout import span as _range
 from layout import table as _table
 from peer_tables import against_peers
+from profile_tables import profiles
 from scale_simulation_tables import replacements
 from scaling_tables import scaling
 from timing import RESULTS, load
@@ -43,6 +44,7 @@ To run them (about two hours, and 16 GiB of memory; leave the machine alone mean
 
     pip install -e ".[benchmarks]"
     python benchmarks/products.py
+    python benchmarks/profiles.py
     python benchmarks/exact.py
     python benchmarks/real_models.py
     python benchmarks/training_overhead.py
@@ -236,6 +238,7 @@ def main() -> None:
     parts = [
         _INTRODUCTION,
         _products(products),
+        profiles(load("profiles")),
         _first_calls(products),
         _exact(exact),
         _real_models(load("real_models")),
