@@ -55,8 +55,8 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bo
         limit: Bytes; None: half of what is free, as training takes memory too.
         several: Whether there are other micro-batches, whose products are summed.
 
-    Cost: Two products on a few examples, at most on a fourth of the batch; up to twice those on all
-    of it where vectors take most of the memory.
+    Cost: A block of products on a few examples, at most on a fourth of the batch; up to twice one
+    on all of it where vectors take most of the memory.
     """
     own = _own_plan(traced, batch, limit, several)
     workers = workers_of(traced.objective.model)
