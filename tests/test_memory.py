@@ -195,16 +195,23 @@ def test_less_room_costs_accuracy_and_nothing_else(room):
     assert 4 * rank + 8 + 2 <= max(room, 10)
 
 
-def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):
-    model, data = tanh_classifier()
-    make = deflated.next_basis
+def let_a_basis_run_out(monkeypatch):
+    """Memory runs out on more than 3 vectors; what was tried is in the list."""
+    make, tried = deflated.next_basis, []
 
     def limited(split, top, most):
+        tried.append(most)
         if most > 3:
             raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
         return make(split, top, most)
 
     monkeypatch.setattr(deflated, "next_basis", limited)
+    return tried
+
+
+def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):
+    model, data = tanh_classifier()
+    let_a_basis_run_out(monkeypatch)
     with pytest.warns(UserWarning, match="the measurement went on with at most"):
         report = measure_curvature(model, data, Deflated(target_error=None))
     truth = measure_curvature(model, data, "autodiff")["frobenius_norm"].value
@@ -217,15 +224,7 @@ def test_a_basis_that_memory_runs_out_on_is_halved(monkeypatch):
 
 def test_the_room_is_lowered_once_for_all_that_is_drawn(monkeypatch):
     model, data = tanh_classifier()
-    make, tried = deflated.next_basis, []
-
-    def limited(split, top, most):
-        tried.append(most)
-        if most > 3:
-            raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
-        return make(split, top, most)
-
-    monkeypatch.setattr(deflated, "next_basis", limited)
+    tried = let_a_basis_run_out(monkeypatch)
     drawn = importance(data, 6)
     callback = HessianNormCallback(drawn, Deflated(target_error=None), on_error="raise")
     with pytest.warns(UserWarning, match="the measurement went on with at most") as warned:
