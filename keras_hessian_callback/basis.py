@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.deflation import Split
-from keras_hessian_callback.linalg import Seed, leading_basis, words_of
+from keras_hessian_callback.linalg import Seed, words_of
 from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.rows import Block, leading_basis, some
 
 _LEAST = 1e-3  # part of a residual's square that counts: it comes last, but comes
 
@@ -26,26 +27,26 @@ class Basis:
         seeds: Of the probes that shaped the vectors, which must not be used with them.
     """
 
-    vectors: tf.Tensor
+    vectors: Block
     variances: np.ndarray
     square: float
     seeds: frozenset[tuple[int, int]] = frozenset()
 
-    def leading(self, rank: int) -> tf.Tensor:
-        """The first so many vectors; all of them without a copy."""
-        return self.vectors if rank == self.vectors.shape[0] else self.vectors[:rank]
+    def leading(self, rank: int) -> Block:
+        """The first so many vectors."""
+        return some(self.vectors, 0, rank)
 
     def fits(self, operator: LinearOperator) -> bool:
         """Whether it can be the basis of another measurement of this operator."""
         same_size = self.vectors.shape[1] == operator.shape[0]
-        return same_size and self.vectors.dtype == tf.as_dtype(operator.dtype)
+        return same_size and tf.as_dtype(self.vectors.dtype) == tf.as_dtype(operator.dtype)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it as arrays, for a file."""
         return {
-            "vectors": self.vectors.numpy(),
+            "vectors": np.asarray(self.vectors),
             "variances": self.variances,
-            "square": np.float64(self.square),
+            "square": np.array(self.square),
             "seeds": np.array(sorted(self.seeds), "int64").reshape(-1, 2),
         }
 
@@ -92,17 +93,19 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
         The basis; None where nothing but zeros is left.
     """
     now, share = split.spread.variance, split.variance_left()
-    own, crossing = split.residuals.products_at_hand, split.residuals.crossing
+    residuals, k = split.residuals, top.rank
+    own = residuals.products_at_hand
     scale = math.sqrt(max(_in_common(own), _LEAST) / max(1, len(own)))
-    blocks = [top.products, *split.residuals.blocks]
+    if top is split:
+        images = np.eye(len(residuals.mixing), k, -k)  # of HQ, which come after Q
+        blocks, products = residuals.rows, residuals.gram
+        mixing = np.append(images, scale * residuals.mixing, axis=1)
+    else:
+        blocks, products = [top.products, *residuals.images], None
+        mixing = np.diag(np.repeat([1.0, scale], [k, len(own)]))
     top.let_go()
     split.let_go()
-    vectors, energies = leading_basis(
-        blocks,
-        most,
-        scales=[1.0, *[scale] * (len(blocks) - 1)],
-        products=np.block([[top.outer, crossing], [crossing.T, own]]) if top is split else None,
-    )
+    vectors, energies = leading_basis(blocks, most, mixing=mixing, products=products)
     if not vectors.shape[0]:
         return None
     # Of Var ||PHPv||^2 = 2 (sum lambda^4 - sum_k (A^2)_kk^2): what each direction would take away.

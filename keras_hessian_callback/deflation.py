@@ -6,16 +6,21 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import (
-    add_scaled,
+from keras_hessian_callback.linalg import add_scaled
+from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.residuals import Residuals, columns_of
+from keras_hessian_callback.rows import (
+    Block,
+    as_tensor,
+    at_hand,
     combine,
     gram,
     grams,
+    join,
     leading_basis,
+    some,
     square_sums,
 )
-from keras_hessian_callback.operators.linear_operator import LinearOperator
-from keras_hessian_callback.residuals import Residuals, columns_of
 from keras_hessian_callback.spreads import (
     Spread,
     pooled_variance,
@@ -50,24 +55,26 @@ class Split:
         folds, fold_tails: What tails and `exact` are for sum_f s_f^2 H_f instead of H.
         num_matvecs: Products spent, those of probes that were dropped included.
         num_deflated: Products spent on the basis.
+        dtype: Of all vectors.
 
     Memory: 2 k + min(m, room) + 2 vectors, and blocks of the operator's `block_size`.
     """
 
     def __init__(self, operator: LinearOperator, *, room: float = math.inf) -> None:
         self._operator, self._room = operator, room
-        self.shares = operator.shares
+        self.shares, self.dtype = operator.shares, operator.dtype
         self._squares = np.square(operator.shares)
-        self._nothing = tf.zeros([0, operator.shape[0]], operator.dtype)
+        self._nothing = at_hand(tf.zeros([0, operator.shape[0]], operator.dtype))
         self.basis = self.products = self._nothing
         self.inner = self.outer = np.zeros((0, 0))
-        self._outer_of_layers = np.zeros((len(columns_of(operator.layers)), 0, 0))
+        self._known = np.zeros((len(columns_of(operator.layers)), 0, 0))  # of [Q, HQ], by layer
         self.folds = 0.0
         self.num_matvecs = self.num_deflated = 0
         self._drop_probes()
 
     def _drop_probes(self) -> None:
-        self.residuals = Residuals(self._operator.layers, self.basis, self.products, self._room)
+        along = [self.basis, self.products]
+        self.residuals = Residuals(self._operator.layers, along, self._known, self._room)
         self._spread: Spread | None = None
         self.tails = self.quadratics = self.fold_tails = np.zeros(0)
 
@@ -91,7 +98,7 @@ class Split:
         self.basis = self.products = self._nothing
         self.residuals.let_go()
 
-    def deflate(self, basis: tf.Tensor) -> None:
+    def deflate(self, basis: Block) -> None:
         """Adds rows (k, n), orthonormal to each other, to the basis; drops the probes.
 
         The probes so far may have shaped the rows; those to come must not.
@@ -100,13 +107,13 @@ class Split:
         if not basis.shape[0]:
             return
         if self.rank:  # orthogonal to the rows that are there, which rounding took away from
-            basis = basis - combine(self.basis, gram(self.basis, basis))
+            basis = combine([self.basis], -gram(self.basis, basis), onto=basis)
             basis, _ = leading_basis([basis], basis.shape[0])
         parts = []
         size = self._operator.block_size
         for first in range(0, basis.shape[0], size):
             total = None
-            for share, square, part in self._fold_products(basis[first : first + size]):
+            for share, square, part in self._fold_products(some(basis, first, first + size)):
                 total = add_scaled(total, share, part)
                 if len(self._squares) > 1:
                     cross, own = gram(self.basis, part), gram(basis, part)
@@ -115,16 +122,14 @@ class Split:
             parts.append(total)
         self.num_deflated += basis.shape[0]
         if self.rank:
-            basis = tf.concat([self.basis, basis], axis=0)
-            parts.insert(0, self.products)
-        self.basis = basis
-        self.products = parts[0] if len(parts) == 1 else tf.concat(parts, axis=0)
+            basis, parts = join([self.basis, basis]), [self.products, *parts]
+        self.basis, self.products = basis, join(parts)
+        k = basis.shape[0]
         columns = columns_of(self._operator.layers)
-        found = grams([self.basis, self.products], basis.shape[0], columns)
-        inner, self._outer_of_layers = np.split(found, 2, axis=1)
-        inner = inner.sum(axis=0)
-        self.inner = (inner + inner.T) / 2.0
-        self.outer = self._outer_of_layers.sum(axis=0)
+        self._known = grams([self.basis, self.products], 2 * k, columns)
+        found = self._known.sum(axis=0)
+        self.inner = (found[:k, k:] + found[k:, :k]) / 2.0
+        self.outer = found[k:, k:]
         self._drop_probes()
 
     def probe(self, blocks: Iterable[tf.Tensor]) -> None:
@@ -132,25 +137,24 @@ class Split:
         for signs in blocks:
             block = signs
             if self.rank:
-                block = signs - combine(self.basis, gram(self.basis, signs))
+                block = combine([self.basis], -gram(self.basis, signs), onto=signs)
             total, folds = None, np.zeros(block.shape[0])
             for share, square, part in self._fold_products(block):
                 total = add_scaled(total, share, part)
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
-            [found] = grams([self.basis, block, total], block.shape[0], own=False)
-            shadow, crossed = np.split(found, [self.rank])
-            self.quadratics = np.append(self.quadratics, np.diagonal(crossed))
-            residual = total - combine(self.basis, shadow) if self.rank else total
-            self.tails = np.append(self.tails, self.residuals.add(signs, residual, shadow))
+            tails, quadratics = self.residuals.add(signs, total)
+            self.tails = np.append(self.tails, tails)
+            self.quadratics = np.append(self.quadratics, quadratics)
             self.fold_tails = np.append(self.fold_tails, folds)
         self._spread = None
 
-    def _fold_products(self, block: tf.Tensor) -> Iterator[tuple[float, float, tf.Tensor]]:
+    def _fold_products(self, block: Block) -> Iterator[tuple[float, float, tf.Tensor]]:
         """Share, its square and the products of each fold."""
         self.num_matvecs += block.shape[0]
-        return zip(self.shares, self._squares, self._operator.fold_products(block), strict=True)
+        products = self._operator.fold_products(as_tensor(block))
+        return zip(self.shares, self._squares, products, strict=True)
 
     def layer_squares(self) -> dict[str, tuple[float, np.ndarray, Spread]]:
         """||rows of H||_F^2 of each layer: a known part, samples (m,) of the rest, their spread.
@@ -161,10 +165,9 @@ class Split:
         """
         crossing = self.outer - self.inner @ self.inner  # (PHQ)'PHQ
         known: dict[str, float] = {}
-        layers = self._operator.layers
-        parts = grams([self.basis], self.rank, columns_of(layers))
-        for (name, _), basis, outer in zip(layers, parts, self._outer_of_layers, strict=False):
-            square = np.trace(outer) + np.sum(basis * crossing)
+        k = self.rank
+        for (name, _), found in zip(self._operator.layers, self._known, strict=False):
+            square = np.trace(found[k:, k:]) + np.sum(found[:k, :k] * crossing)
             known[name] = known.get(name, 0.0) + float(square)
         result = {}
         for name, products in self.residuals.products_of_layers().items():
@@ -181,7 +184,7 @@ class Split:
         """
         values, vectors = np.linalg.eigh(self.inner)
         values, vectors = values[[0, -1]], vectors[:, [0, -1]]
-        residuals = combine(self.products, vectors) - combine(self.basis, values * vectors)
+        residuals = combine([self.basis, self.products], np.append(-values * vectors, vectors, 0))
         return list(zip(values.tolist(), np.sqrt(square_sums(residuals)).tolist(), strict=True))
 
     @property

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import combine, gram, square_sums
 from keras_hessian_callback.operators.linear_operator import LinearOperator
+from keras_hessian_callback.rows import Block, as_tensor, at_hand, combine, gram, join, square_sums
 
 # In units of the dtype's epsilon, relative to ||H||.
 _ROUNDING = 16.0  # of a step
@@ -37,19 +37,20 @@ class Krylov:
     Memory: k n floats; while a vector is added, as many once more.
     """
 
-    def __init__(self, start: tf.Tensor, product: tf.Tensor) -> None:
-        self._panels: list[tf.Tensor] = []  # of rows: their numbers are the powers of 2 in k
+    def __init__(self, start: Block, product: Block) -> None:
+        self._panels: list[Block] = []  # of rows: their numbers are the powers of 2 in k
         self._coefficients: list[np.ndarray] = []
         self._betas: list[float] = []
         self._scale = 0.0
-        limits = np.finfo(start.dtype.as_numpy_dtype)
+        self._dtype = tf.as_dtype(start.dtype).as_numpy_dtype
+        limits = np.finfo(self._dtype)
         self._epsilon, self._tiny = float(limits.eps), float(limits.tiny)
         self.finite = True
-        unit = tf.constant(square_sums(start)[0] ** -0.5, start.dtype)
-        self.following: tf.Tensor | None = start * unit
+        unit = self._dtype(square_sums(start)[0] ** -0.5)
+        self.following: Block | None = start * unit
         self.extend(product * unit)
 
-    def extend(self, product: tf.Tensor) -> None:
+    def extend(self, product: Block) -> None:
         """Takes H `following`, (1, n): `following` joins the basis."""
         self._append(self.following)
         coefficients = np.zeros(self.size)
@@ -59,7 +60,7 @@ class Krylov:
             first = 0
             for panel in self._panels:
                 last = first + panel.shape[0]
-                product = product - combine(panel, part[first:last, None])
+                product = combine([panel], -part[first:last, None], onto=product)
                 first = last
         beta = math.sqrt(square_sums(product)[0])
         self._coefficients.append(coefficients)
@@ -70,15 +71,15 @@ class Krylov:
         room = self.size < product.shape[1]
         ended = beta <= max(_ENDED * self._epsilon * self._scale, self._tiny)
         if self.finite and room and not ended:
-            self.following = product * tf.constant(1.0 / beta, product.dtype)
+            self.following = product * self._dtype(1.0 / beta)
         else:
             self.following = None
 
-    def _append(self, row: tf.Tensor) -> None:
+    def _append(self, row: Block) -> None:
         """Adds a row; panels of as many rows become one, so that there are few."""
         self._panels.append(row)
         while len(self._panels) > 1 and self._panels[-1].shape[0] == self._panels[-2].shape[0]:
-            self._panels[-2:] = [tf.concat(self._panels[-2:], axis=0)]
+            self._panels[-2:] = [join(self._panels[-2:])]
 
     @property
     def size(self) -> int:
@@ -100,7 +101,7 @@ class Krylov:
         betas = self._betas[:-1]
         return np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
 
-    def coordinates(self, vectors: tf.Tensor) -> np.ndarray:
+    def coordinates(self, vectors: Block) -> np.ndarray:
         """Q'v of each vector v in float64, (k, m) from (m, n)."""
         return np.concatenate([gram(panel, vectors) for panel in self._panels])
 
@@ -125,7 +126,7 @@ class Krylov:
         last[0, -1] = self.beta
         return float(np.linalg.norm(np.concatenate([self.tridiagonal, last]), 2))
 
-    def tails(self, vectors: tf.Tensor, products: tf.Tensor) -> np.ndarray:
+    def tails(self, vectors: Block, products: Block) -> np.ndarray:
         """||PHPv||^2 with P = I - QQ', for the rows v and Hv: (m,), none negative.
 
         PHPv = PHv - beta q q_k'v. As differences of large numbers they are wrong by rounding,
@@ -166,8 +167,9 @@ def extend_together(spaces: list[Krylov], operator: LinearOperator, steps: int) 
         going = [space for space in spaces if space.following is not None]
         if not going or not all(space.finite for space in spaces):
             break
-        block = operator.row_products(tf.concat([space.following for space in going], axis=0))
+        block = as_tensor(join([space.following for space in going]))
+        images = at_hand(operator.row_products(block))
         products += len(going)
-        for space, product in zip(going, tf.split(block, len(going), axis=0), strict=True):
-            space.extend(product)
+        for i, space in enumerate(going):
+            space.extend(images[i : i + 1])
     return products

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import grams, leading_basis, square_sums
+from keras_hessian_callback.rows import (
+    Block,
+    at_hand,
+    combine,
+    grams,
+    join,
+    leading_basis,
+    pieces,
+    square_sums,
+)
 
 Layers = Sequence[tuple[str, slice]]
 
@@ -19,24 +28,28 @@ def columns_of(layers: Layers) -> list[slice]:
 class Residuals:
     """The residuals r = PHPv of probes v, the products of their pairs, as a whole and by layer.
 
-    They are kept, as many as there is room for: where one more would not fit, the products of
-    those at hand stay, and they make way. What pairs of different groups have in common is then
-    not known.
+    Not they themselves are kept but the products HPv, as many as there is room for: the r are
+    HPv - Qs with s = Q'HPv, and so are their products, in float64. Where one more would not fit,
+    the products of those at hand stay, and they make way. What pairs of different groups have in
+    common is then not known.
 
     Args:
         layers: Names and entries of the parts of a vector.
-        basis, images: Q and HQ, as rows (k, n); P = I - QQ'.
-        room: Residuals that may be kept, at least 2.
+        along: Q and HQ, as rows (k, n); P = I - QQ'.
+        known: The Gram matrices of these rows, (p, 2 k, 2 k) in float64, by layer.
+        room: Products HPv that may be kept, at least 2.
 
     Attributes:
-        blocks: Those at hand, (w, n) each.
+        images: HPv of the probes at hand, (w, n) each.
 
     Memory: `room` + 2 vectors.
     """
 
-    def __init__(self, layers: Layers, basis: tf.Tensor, images: tf.Tensor, room: float) -> None:
-        self._layers, self._along, self._room = layers, [basis, images], room
-        self._rank = int(basis.shape[0])
+    def __init__(
+        self, layers: Layers, along: Sequence[Block], known: np.ndarray, room: float
+    ) -> None:
+        self._layers, self._along, self._known, self._room = layers, list(along), known, room
+        self._rank = int(along[0].shape[0])
         self._groups: list[np.ndarray] = []
         self._groups_of_layers: list[dict[str, np.ndarray]] = []
         self._signed: Any = 0.0  # sum of v * r, entry by entry
@@ -46,49 +59,84 @@ class Residuals:
         self._empty()
 
     def _empty(self) -> None:
-        self.blocks: list[tf.Tensor] = []
-        k, parts = self._rank, len(columns_of(self._layers))
-        self._shadows = self._crossing = np.zeros((k, 0))
-        self._mixed, self._products = np.zeros((parts, k, 0)), np.zeros((parts, 0, 0))
+        self.images: list[Block] = []
+        self._crossing = np.zeros((2 * self._rank, 0))  # of Q and HQ with HPv
+        self._products = np.zeros((len(self._known), 0, 0))  # of HPv with each other, by layer
 
-    def add(self, signs: tf.Tensor, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
-        """Takes in the residuals (w, n) of probes (w, n) with Q'Hv (k, w); gives ||r||^2, (w,)."""
-        if self.blocks and self._at_hand + block.shape[0] > self._room:
+    def add(self, signs: Block, images: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Takes in HPv (w, n) of probes v (w, n); gives ||r||^2 and v'r, (w,) each."""
+        width = images.shape[0]
+        if self.images and self._at_hand + width > self._room:
             self._groups_of_layers.append(self._of_layers())
             self._groups.append(self.products_at_hand)
             self._empty()
-        lengths = self._multiply(block, shadow)
+        self._multiply(images)
+        lengths = np.diagonal(self.products_at_hand)[-width:]
         self._square_sum += float(np.sum(lengths))
-        self._unit = _unit(lengths, block) if self._unit is None else self._unit
-        squares = tf.square(block if self._unit == 1.0 else block / self._unit)
-        self._squared += tf.reduce_sum(squares, axis=0, keepdims=True)
-        self._fourth_sum += float(np.sum(square_sums(squares)))
-        self._signed += tf.reduce_sum(signs * block, axis=0, keepdims=True)
-        return lengths
+        self._unit = _unit(lengths, images) if self._unit is None else self._unit
+        return lengths, self._add_entries(signs, images)
 
-    def _multiply(self, block: tf.Tensor, shadow: np.ndarray) -> np.ndarray:
-        """The products of a block with all that is at hand, in one pass; ||r||^2."""
+    def _multiply(self, images: Block) -> None:
+        """The products of a block with all that is at hand, in one pass."""
         k, m = self._rank, self._at_hand
-        rows = [*self._along, *self.blocks, block]
-        found = grams(rows, block.shape[0], columns_of(self._layers))
-        mixed, crossing, before, own = np.split(found, [k, 2 * k, 2 * k + m], axis=1)
-        self._shadows = np.append(self._shadows, shadow, axis=1)
+        rows = [*self._along, *self.images, images]
+        found = grams(rows, images.shape[0], columns_of(self._layers))
+        crossing, before, own = np.split(found, [2 * k, 2 * k + m], axis=1)
         self._crossing = np.append(self._crossing, crossing.sum(axis=0), axis=1)
-        self._mixed = np.append(self._mixed, mixed, axis=2)
         new = np.append(before, own, axis=1).transpose(0, 2, 1)
-        products = np.append(self._products, before, axis=2)
-        self._products = np.append(products, new, axis=1)
-        self.blocks.append(block)
-        return np.diagonal(own.sum(axis=0))
+        self._products = np.append(np.append(self._products, before, axis=2), new, axis=1)
+        self.images.append(images)
 
-    def leading(self, rank: int) -> tf.Tensor:
+    def _add_entries(self, signs: Block, images: Block) -> np.ndarray:
+        """The sums that go entry by entry, while r is made piece by piece; v'r, (w,)."""
+        width = images.shape[0]
+        signs, images, basis = at_hand(signs), at_hand(images), at_hand(self._along[0])
+        shadows = self._crossing[: self._rank, -width:]
+        dots, signed, squared = np.zeros(width), [], []
+        for columns in pieces(images, rows=2 * width + self._rank):
+            part = combine([basis[:, columns]], -shadows, onto=images[:, columns])
+            products = signs[:, columns] * part
+            if self._unit != 1.0:
+                part = part / float(self._unit or 1.0)
+            squares = part * part
+            dots += np.asarray(_sum(products, 1))
+            self._fourth_sum += float(_sum(squares * squares))
+            signed.append(_sum(products, 0))
+            squared.append(_sum(squares, 0))
+        self._signed = self._signed + join(signed)
+        self._squared = self._squared + join(squared)
+        return dots
+
+    @property
+    def rows(self) -> list[Block]:
+        """Q, HQ and the HPv at hand: those whose combinations the residuals are."""
+        return [*self._along, *self.images]
+
+    @property
+    def mixing(self) -> np.ndarray:
+        """The residuals at hand as combinations of `rows`, (2 k + w, w)."""
+        nothing = np.zeros((self._rank, self._at_hand))
+        return np.concatenate([-self._shadows, nothing, np.eye(self._at_hand)])
+
+    @property
+    def gram(self) -> np.ndarray:
+        """The products of all `rows`, in float64."""
+        crossing, products = self._crossing, self._products.sum(axis=0)
+        return np.block([[self._known.sum(axis=0), crossing], [crossing.T, products]])
+
+    @property
+    def _shadows(self) -> np.ndarray:
+        """S = Q'HPv of those at hand, (k, w)."""
+        return self._crossing[: self._rank]
+
+    def leading(self, rank: int) -> Block:
         """The leading right singular vectors of those that are kept, as rows."""
-        return leading_basis(list(self.blocks), rank, products=self.products_at_hand)[0]
+        return leading_basis(self.rows, rank, mixing=self.mixing, products=self.gram)[0]
 
     def let_go(self) -> None:
         """Holds no vectors any more."""
         self._along = []
-        self.blocks = []
+        self.images = []
 
     @property
     def _at_hand(self) -> int:
@@ -102,12 +150,7 @@ class Residuals:
     @property
     def products_at_hand(self) -> np.ndarray:
         """r_i . r_j of those that are kept, in float64."""
-        return self._products.sum(axis=0)
-
-    @property
-    def crossing(self) -> np.ndarray:
-        """(HQ)'r of those that are kept, (k, w) in float64."""
-        return self._crossing
+        return self.mixing.T @ self.gram @ self.mixing
 
     @property
     def products(self) -> np.ndarray:
@@ -121,10 +164,12 @@ class Residuals:
 
     def _of_layers(self) -> dict[str, np.ndarray]:
         parts: dict[str, np.ndarray] = {}
-        for (name, _), mixed, products in zip(
-            self._layers, self._shadows.T @ self._mixed, self._products, strict=False
+        k, shadows = self._rank, self._shadows
+        for (name, _), known, products in zip(
+            self._layers, self._known, self._products, strict=False
         ):
-            parts[name] = parts.get(name, 0.0) + products + mixed + mixed.T
+            inside = shadows.T @ known[:k, :k] @ shadows
+            parts[name] = parts.get(name, 0.0) + products - inside
         return parts
 
     def mean_of_diagonals(self) -> float:
@@ -138,13 +183,18 @@ class Residuals:
 
     def _mean_of_pairs(self, total: tf.Tensor, own: float) -> float:
         """Of sum_{i != j} x_i . x_j = ||sum_i x_i||^2 - sum_i ||x_i||^2."""
-        return (float(square_sums(total)[0]) - own) / (self.count * (self.count - 1.0))
+        return (float(square_sums(total[None])[0]) - own) / (self.count * (self.count - 1.0))
 
 
-def _unit(lengths: np.ndarray, block: tf.Tensor) -> np.float64:
-    """1, or a power of two near the entries where their squares leave the range of float32."""
+def _sum(block: Block, axis: int | None = None) -> Block:
+    """Of the numbers of a piece, or along an axis: so few that their precision is enough."""
+    return block.sum(axis) if isinstance(block, np.ndarray) else tf.reduce_sum(block, axis)
+
+
+def _unit(lengths: np.ndarray, block: Block) -> np.float64:
+    """1, or a power of two near the entries where float32 does not hold their fourth powers."""
     size = np.sqrt(np.mean(lengths) / int(block.shape[1]))
-    if 1e-12 <= size <= 1e12 or not size > 0.0:
+    if 1e-6 <= size <= 1e6 or not size > 0.0:
         return np.float64(1.0)
     return np.exp2(np.maximum(np.round(np.log2(size)), -120.0))
 

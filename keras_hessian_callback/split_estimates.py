@@ -23,7 +23,7 @@ def split_estimates(split: Split, top: Split) -> Findings:
         top: With the basis that the ends of the spectrum are read off; `split` itself, but
             where its norm is measured without a basis.
     """
-    rounding = 4.0 * float(np.finfo(split.basis.dtype.as_numpy_dtype).eps)
+    rounding = 4.0 * float(np.finfo(split.dtype).eps)
     spent = split.num_matvecs
     norm = split_norm_estimate(
         split.exact, split.tails, split.spread, num_matvecs=spent, rounding=rounding

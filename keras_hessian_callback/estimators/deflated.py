@@ -238,7 +238,11 @@ class Deflated:
             options, key=lambda option: option[1][::-1], default=(0, (0, math.inf))
         )
         planned = width == 0.0 and rank > 0
-        return rank, spent - rank if planned else _FEWEST_PROBES, planned
+        if planned:
+            return rank, spent - rank, True
+        # What would not do for another basis and its probes is drawn at once, in whole blocks.
+        left = self.max_matvecs - rank
+        return rank, left if left <= 2 * _FEWEST_PROBES else _FEWEST_PROBES, False
 
     def _next(self, split: Split, left: int, most: int) -> tuple[int, int, bool]:
         """How many residuals to add to the basis, probes to draw then, and if these should do."""

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import exact_estimate
-from keras_hessian_callback.linalg import Seed, square_sums
+from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Estimate, Findings
+from keras_hessian_callback.rows import square_sums
 
 _BLOCK_ENTRIES = 2**20  # of one block of unit vectors: 4 MiB in float32
 _QUIET_SECONDS = 3.0  # before a progress line appears

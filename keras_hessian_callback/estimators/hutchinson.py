@@ -8,15 +8,10 @@ import numpy as np
 
 from keras_hessian_callback.estimators.estimator import check_count
 from keras_hessian_callback.intervals import mean_estimate, root_mean_estimate
-from keras_hessian_callback.linalg import (
-    PROBES,
-    Seed,
-    probes,
-    row_dots,
-    square_sums,
-)
+from keras_hessian_callback.linalg import PROBES, Seed, probes
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
+from keras_hessian_callback.rows import row_dots, square_sums
 
 
 @dataclass(frozen=True)

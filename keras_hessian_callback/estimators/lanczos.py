@@ -16,14 +16,10 @@ from keras_hessian_callback.intervals import (
     stable_rank_estimate,
 )
 from keras_hessian_callback.krylov import Krylov, extend_together
-from keras_hessian_callback.linalg import (
-    Seed,
-    probes,
-    row_dots,
-    square_sums,
-)
+from keras_hessian_callback.linalg import Seed, probes
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Estimate, Findings, Spectrum
+from keras_hessian_callback.rows import at_hand, row_dots, square_sums
 
 _FEWEST_STEPS = 10  # below which fewer probes are better than fewer steps
 
@@ -166,11 +162,12 @@ class Lanczos:
         kept: list[Krylov] = []  # the first one
         spent = 0
         for vectors in self._groups(operator, seed, width):
-            products = operator.row_products(vectors)
+            products = at_hand(operator.row_products(vectors))
+            vectors = at_hand(vectors)
             squares.append(square_sums(products))
             quadratics.append(row_dots(vectors, products))
-            rows = [tf.split(block, block.shape[0], axis=0) for block in (vectors, products)]
-            spaces = [Krylov(*pair) for pair in zip(*rows, strict=True)]
+            rows = [slice(i, i + 1) for i in range(vectors.shape[0])]
+            spaces = [Krylov(vectors[row], products[row]) for row in rows]
             spent += len(spaces) + extend_together(spaces, operator, steps - 1)
             if not all(space.finite for space in spaces):
                 return _nothing(self.num_probes, spent)
