@@ -19,6 +19,7 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 # for, which wait for each other on a busy machine.
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
 _FEW = 2**20  # numbers: to combine more, TensorFlow takes less time
+_LENGTH = 2**22  # columns that TensorFlow combines at a time, so that sums on the way stay small
 _ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
 _ORTHONORMAL = 0.1  # rows off by no more are orthonormal to rounding after a pass of Cholesky QR
 
@@ -153,9 +154,23 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     Returns:
         (l, n).
     """
-    few = [at_hand(block) for block in blocks]
-    if isinstance(few[0], np.ndarray) and coefficients.shape[1] * few[0].shape[1] <= _FEW:
-        return _combine_few(few, coefficients, None if onto is None else at_hand(onto))
+    views = [at_hand(block) for block in blocks]
+    size = int(views[0].shape[1])
+    if isinstance(views[0], np.ndarray) and coefficients.shape[1] * size <= _FEW:
+        return _combine_few(views, coefficients, None if onto is None else at_hand(onto))
+    if size <= _LENGTH:
+        return _combine_many(blocks, coefficients, onto)
+    parts = []
+    for first in range(0, size, _LENGTH):
+        columns = slice(first, first + _LENGTH)
+        below = None if onto is None else at_hand(onto)[:, columns]
+        parts.append(_combine_many([view[:, columns] for view in views], coefficients, below))
+    return tf.concat(parts, axis=1)
+
+
+def _combine_many(
+    blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | None
+) -> tf.Tensor:
     total = None if onto is None else as_tensor(onto)
     bounds = np.cumsum([block.shape[0] for block in blocks])[:-1]
     for block, factors in zip(blocks, np.split(coefficients, bounds), strict=True):

@@ -65,15 +65,20 @@ def test_leading_basis_is_that_of_the_singular_value_decomposition(dtype):
     assert leading_basis([tf.zeros([2, 300], dtype)], 2)[0].shape[0] == 0
 
 
-def test_rows_are_combined(where, monkeypatch):
+@pytest.mark.parametrize("few", [2**20, 0])
+def test_rows_are_combined(where, few, monkeypatch):
+    """Few by NumPy, many by TensorFlow; part by part."""
     rng = np.random.default_rng(0)
     matrix, factors, added = (rng.normal(size=shape) for shape in ((5, 90), (5, 3), (3, 90)))
     blocks = [tf.constant(matrix[:2]), tf.constant(matrix[2:2]), tf.constant(matrix[2:])]
-    monkeypatch.setattr(room, "_HOST_LENGTH", 40)
-    np.testing.assert_allclose(combine(blocks, factors), factors.T @ matrix, atol=1e-13)
-    found = combine(blocks, factors, onto=tf.constant(added))
-    np.testing.assert_allclose(found, factors.T @ matrix + added, atol=1e-13)
-    assert isinstance(found, np.ndarray if where == "host" else tf.Tensor)
+    monkeypatch.setattr(room, "_FEW", few)
+    for length in (40, 90):
+        monkeypatch.setattr(room, "_HOST_LENGTH", length)
+        monkeypatch.setattr(room, "_LENGTH", length)
+        np.testing.assert_allclose(combine(blocks, factors), factors.T @ matrix, atol=1e-13)
+        found = combine(blocks, factors, onto=tf.constant(added))
+        np.testing.assert_allclose(found, factors.T @ matrix + added, atol=1e-13)
+        assert isinstance(found, np.ndarray if where == "host" and few else tf.Tensor)
 
 
 def test_combinations_are_tensors_without_a_copy():
