@@ -91,7 +91,7 @@ class Residuals:
         """The sums that go entry by entry, while r is made piece by piece; v'r, (w,)."""
         width = images.shape[0]
         signs, images, basis = at_hand(signs), at_hand(images), at_hand(self._along[0])
-        shadows = self._crossing[: self._rank, -width:]
+        shadows = self._shadows[:, -width:]
         dots, signed, squared = np.zeros(width), [], []
         for columns in pieces(images, rows=2 * width + self._rank):
             part = combine([basis[:, columns]], -shadows, onto=images[:, columns])

@@ -228,13 +228,12 @@ def leading_basis(
         (r, n) with orthonormal rows; and (l, l), what each row of the matrix adds to the square of
         each singular value, these descending: the sums over rows are the squares.
     """
-    dtype = at_hand(blocks[0]).dtype
     products = gram_of(blocks) if products is None else products
     mixing = np.eye(len(products)) if mixing is None else mixing
     squares, vectors = np.linalg.eigh(mixing.T @ products @ mixing)
     squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
     # Of the block's entries, and of the Gram matrix.
-    epsilon = np.finfo(tf.as_dtype(dtype).as_numpy_dtype).eps
+    epsilon = np.finfo(tf.as_dtype(blocks[0].dtype).as_numpy_dtype).eps
     rounding = max(1e4 * epsilon**2, 16.0 * np.finfo(float).eps)
     kept = squares[:rank] > max(rounding * squares.max(initial=0.0), np.finfo(float).tiny)
     leading = np.flatnonzero(kept)

@@ -237,8 +237,7 @@ class Deflated:
         rank, (spent, width) = min(
             options, key=lambda option: option[1][::-1], default=(0, (0, math.inf))
         )
-        planned = width == 0.0 and rank > 0
-        if planned:
+        if rank and width == 0.0:
             return rank, spent - rank, True
         # What would not do for another basis and its probes is drawn at once, in whole blocks.
         left = self.max_matvecs - rank
