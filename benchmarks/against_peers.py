@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peer_results import networks_of
 from peers import accuracy
 from peers.parent import Worker, WorkerError
 from peers.worker import MODULES
-from timing import RESULTS, environment, load, ratios, save, spread
+from timing import RESULTS, clocks, environment, load, ratios, save, spread
 
 TIMED = ("mlp", "transformer", "resnet")
 # The network, and the epochs at which estimates are compared: untrained, trained.
@@ -53,26 +54,22 @@ def main() -> None:
         }[MODULES[name]]
         for name in arguments.libraries
     }
-    kept = {"networks": {}} if arguments.quick or not _exists() else load(_FILE)
+    networks = {} if arguments.quick or not _exists() else networks_of(load(_FILE))
     settings = {"rounds": arguments.rounds, "repetitions": arguments.repetitions}
     for name in arguments.networks or [*TRAINED, *TIMED]:
-        if name in kept["networks"] and not arguments.again:
+        if name in networks and not arguments.again:
             print(f"{name}: finished before")
             continue
-        start = time.perf_counter()
+        start, since = time.perf_counter(), clocks()
         try:
             figures = measure(name, pythons, arguments.quick, arguments.again, **settings)
         except (WorkerError, subprocess.CalledProcessError) as error:
             print(f"{name}: failed, {error}", flush=True)
             continue
-        kept["networks"][name] = figures
-        kept["networks"][name]["minutes"] = (time.perf_counter() - start) / 60
-        print(f"{name}: {kept['networks'][name]['minutes']:.1f} minutes", flush=True)
-        results = environment() | settings | {"networks": kept["networks"]}
-        if not arguments.quick:
-            save(_FILE, results)
-        else:
-            save(f"../../build/{_FILE}_quick", results)
+        figures["minutes"] = (time.perf_counter() - start) / 60
+        networks[name] = environment(since=since) | settings | figures
+        print(f"{name}: {figures['minutes']:.1f} minutes", flush=True)
+        save(f"../../build/{_FILE}_quick" if arguments.quick else _FILE, {"networks": networks})
 
 
 def measure(

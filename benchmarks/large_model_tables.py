@@ -81,12 +81,35 @@ measured, on the decoder of the size of GPT-2 9 % below.
 One measurement of {results["examples"]} examples, by {_methods(models)}, with its 95 % interval
 where there is one; of `Deflated` the second one, with the basis of the first, where there are two.
 
-{table(measurements_head, measurements)}""",
+{table(measurements_head, measurements)}
+
+{_beyond_limits(models)}""",
                 *differences,
             ]
         )
         + "\n"
     )
+
+
+def _beyond_limits(models: Mapping[str, Any]) -> str:
+    """What took more memory than the operator was to take."""
+    found = []
+    for name, figures in models.items():
+        memory = figures.get("memory_mb", {})
+        if not memory.get("limit"):
+            continue
+        took = {"construction": memory["construction"], "a block of products": memory["product"]}
+        measurements = figures["measurements"].items()
+        took |= {f"`{estimator}`": run["memory_mb"] for estimator, run in measurements}
+        found += [
+            f"{what} on {_MODELS[name]} took {megabytes:,.0f} MB, where the limit was "
+            f"{memory['limit']:,.0f} MB"
+            for what, megabytes in took.items()
+            if megabytes > memory["limit"]
+        ]
+    if not found:
+        return "Where a memory limit was set, nothing took more."
+    return f"Beyond the memory limit of its operator: {'; '.join(found)}."
 
 
 def _methods(models: Mapping[str, Any]) -> str:

@@ -6,15 +6,21 @@ from typing import Any
 
 def conditions(results: Mapping[str, Any]) -> str:
     """Date, machine, load and versions of a run."""
-    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    return f"{circumstances(results)}\n{listed(results['versions'])}."
+
+
+def listed(versions: Mapping[str, str]) -> str:
+    """Packages with their versions."""
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def circumstances(results: Mapping[str, Any]) -> str:
+    """Date, machine, load and rounds of a run."""
     machine = results["machine"]
     others = machine["cores_of_others"]
     load = "" if others is None else f" (other processes kept {max(others, 0.0):.1f} of them busy)"
     repeats = f"{results['rounds']} rounds" if "rounds" in results else "each draw once"
-    return (
-        f"{results['date']}, {machine['cores']} cores of {machine['cpu']}{load}, "
-        f"{repeats}.\n{versions}."
-    )
+    return f"{results['date']}, {machine['cores']} cores of {machine['cpu']}{load}, {repeats}."
 
 
 def span(values: Mapping[str, float], digits: int = 2) -> str:

@@ -5,7 +5,11 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from layout import table
+from peer_results import Point, chosen, judged
+
 _TRAINED = 4  # the first epoch that the bars call trained
+_KINDS = {"gradient": "gradient", "single": "product alone", "block": "product in a block of 8"}
 _SIZES = ("20", "40")  # products at which an untrained network is compared with Hutchinson
 
 
@@ -19,9 +23,7 @@ def bars(networks: Mapping[str, Any]) -> str:
         for epoch, then in figures.get("epochs", {}).items():
             found = _trained_bars(then) if int(epoch) >= _TRAINED else _untrained_bars(then)
             rows += [[f"`{name}`, epoch {epoch}", *row] for row in found]
-    lines = [["", "what", "measured", "bar"], ["---"] * 4, *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### Bars\n\n{table}\n"
+    return f"### Bars\n\n{table(['', 'what', 'measured', 'bar'], rows)}\n"
 
 
 def _product_bars(networks: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -43,10 +45,7 @@ def _trained_bars(then: Mapping[str, Any]) -> Iterator[list[str]]:
     warm = then["ours"]["warm"]["norm"]
     needed = warm["needed"]["0.01"]
     if needed is None:
-        point = min(
-            (p for option, p in warm["points"].items() if option != "default"),
-            key=lambda p: p["error"],
-        )
+        point = min(chosen(warm["points"]), key=lambda p: p["error"])
         measured = f"{point['error']:.2%} at {point['products']:.0f}"
         yield ["warm: products to 1 %", measured, _bar(False, "at most 20")]
     else:
@@ -117,42 +116,51 @@ def _untrained_bars(then: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def peer_wins(networks: Mapping[str, Any]) -> str:
     """Every figure of a peer that is better than ours."""
-    lines, rows = [], []
+    products, estimates = [], []
     for name, network in networks.items():
-        lines += [f"* `{name}`: {line}" for line in _product_wins(network["libraries"])]
+        products += [[f"`{name}`", *row] for row in _product_wins(network["libraries"])]
         for epoch, then in network.get("epochs", {}).items():
-            rows += [[f"`{name}`, epoch {epoch}", *row] for row in _accuracy_wins(then)]
+            estimates += [[f"`{name}`, epoch {epoch}", *row] for row in _accuracy_wins(then)]
     head = ["", "quantity, our start", "peer", "to 1 %: theirs", "ours", "to 5 %: theirs", "ours"]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    head += ["as run: theirs", "ours"]
     return f"""\
 ### Where a peer wins
 
-Times and memory:
+Times and memory, by the medians of the tables; *by rounds* is the median of the rounds' ratios:
 
-{chr(10).join(lines) or "* nowhere"}
+{table(["", "what", "peer", "theirs", "ours"], products)}
 
-Estimates that take a peer fewer products or less time, to 1 % or to 5 %:
+Estimates that take a peer fewer products or less time, to 1 % or to 5 %, or that as they were run
+are closer in no more products than ours, the last run or as it comes:
 
-{table}
+{table(head, estimates)}
 """
 
 
-def _product_wins(libraries: Mapping[str, Any]) -> Iterator[str]:
-    own = libraries["ours"]["memory_growth_mb"]["block"]
+def _product_wins(libraries: Mapping[str, Any]) -> Iterator[list[str]]:
+    """By the medians of the tables, and of times also by the median of the rounds' ratios."""
+    ours = libraries["ours"]
     for library, figures in libraries.items():
         if library == "ours" or "our_products" not in figures:
             continue
-        for kind, what in (
-            ("gradient", "a gradient"),
-            ("single", "a product alone"),
-            ("block", "a product in a block of 8"),
-        ):
+        for kind, what in _KINDS.items():
+            theirs, own = (side["seconds"][kind]["median"] for side in (figures, ours))
             share = figures["our_products"][kind]["median"]
-            if share < 1.0:
-                yield f"{what} of {library} takes {share:.2f} of the time of ours."
-        theirs = figures["memory_growth_mb"]["block"]
-        if theirs < own:
-            yield f"peak memory of {library} grows by {theirs:.0f} MB, ours by {own:.0f} MB."
+            if theirs < own or share < 1.0:
+                cell = f"{theirs * 1e3:.2f} ms, {share:.2f} of ours by rounds"
+                yield [f"time of a {what}", library, cell, f"{own * 1e3:.2f} ms"]
+        for column, kind, what in (
+            ("gradients", "single", "product alone, in own gradients"),
+            ("gradients", "block", "product in a block of 8, in own gradients"),
+            ("our_gradients", "block", "product in a block of 8, in our gradients"),
+        ):
+            theirs, own = (side[column][kind]["median"] for side in (figures, ours))
+            if theirs < own:
+                yield [what, library, f"{theirs:.2f}", f"{own:.2f}"]
+        for kind, what in (("gradient", "memory: gradient"), ("block", "memory: and a block")):
+            theirs, own = (side["memory_growth_mb"][kind] for side in (figures, ours))
+            if theirs < own:
+                yield [what, library, f"{theirs:.0f} MB", f"{own:.0f} MB"]
 
 
 def _accuracy_wins(then: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -162,22 +170,48 @@ def _accuracy_wins(then: Mapping[str, Any]) -> Iterator[list[str]]:
                 if library == "ours" or "error" in figures:
                     continue
                 quantity, label = method.split("/")
-                pairs = [
-                    (figures["needed"][error], quantities[quantity]["needed"][error])
-                    for error in ("0.01", "0.05")
-                ]
-                if any(_wins(theirs, own) for theirs, own in pairs):
-                    cells = [_needed(needed) for pair in pairs for needed in pair]
+                cells = _estimate_wins(then, quantity, figures, quantities[quantity])
+                if cells:
                     yield [f"{quantity}, {start}", f"{library}: {label}", *cells]
 
 
-def _wins(theirs: Mapping[str, float] | None, own: Mapping[str, float] | None) -> bool:
+def _estimate_wins(
+    then: Mapping[str, Any], quantity: str, theirs: Mapping[str, Any], own: Mapping[str, Any]
+) -> list[str]:
+    """What both need, and how they were run, where a peer is better; else nothing.
+
+    What is not judged of a peer does not win; of ours it loses against what is.
+    """
+    cells, won = [], False
+    runs = (theirs["points"], chosen(own["points"]))
+    for level in ("0.01", "0.05"):
+        pair = []
+        for side, points in zip((theirs, own), runs, strict=True):
+            is_judged = judged(then, quantity, float(level), points)
+            pair.append(side["needed"][level] if is_judged else None)
+            cells.append(_needed(pair[-1]) if is_judged else "not judged")
+        won |= _wins(*pair)
+    last, ours = runs[0][-1], (runs[1][-1], own["points"]["default"])
+    beaten = [point for point in ours if _is_closer(last, point)]
+    cells += [_run(last), "; ".join(map(_run, beaten))] if beaten else ["", ""]
+    return cells if won or beaten else []
+
+
+def _is_closer(theirs: Point, own: Point) -> bool:
+    return theirs["error"] < own["error"] and theirs["products"] <= own["products"]
+
+
+def _run(point: Point) -> str:
+    return f"{point['error']:.2%} in {point['products']:.0f}"
+
+
+def _wins(theirs: Point | None, own: Point | None) -> bool:
     if theirs is None:
         return False
     return own is None or any(theirs[key] < own[key] for key in ("products", "seconds"))
 
 
-def _needed(needed: Mapping[str, float] | None) -> str:
+def _needed(needed: Point | None) -> str:
     if needed is None:
         return "not reached"
     return f"{needed['products']:.0f}, {needed['seconds'] * 1e3:.0f} ms"

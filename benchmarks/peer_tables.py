@@ -1,9 +1,11 @@
 """The section "Against peers" of benchmarks/README.md, from results/against_peers.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from layout import circumstances, table
 from peer_bars import bars, peer_wins, quantity_of
+from peer_results import chosen, judged, networks_of
 
 NAMES = {
     "ours": "ours",
@@ -14,12 +16,13 @@ NAMES = {
     "jax": "JAX alone",
 }
 _ENOUGH = 30  # repetitions; fewer are pointed out
+_UNJUDGED = "not judged"
 _QUANTITIES = {"norm": "Frobenius norm", "trace": "Trace", "top": "Largest eigenvalue"}
 
 
-def against_peers(results: Mapping[str, Any], conditions: str) -> str:
-    networks = results["networks"]
-    parts = [_introduction(results, conditions), bars(networks), _products(networks)]
+def against_peers(results: Mapping[str, Any]) -> str:
+    networks = networks_of(results)
+    parts = [_introduction(networks), bars(networks), _products(networks)]
     for name, figures in networks.items():
         for epoch, then in figures.get("epochs", {}).items():
             parts.append(_accuracy(name, epoch, then))
@@ -27,19 +30,16 @@ def against_peers(results: Mapping[str, Any], conditions: str) -> str:
     return "\n".join(parts)
 
 
-def _introduction(results: Mapping[str, Any], conditions: str) -> str:
+def _introduction(networks: Mapping[str, Any]) -> str:
     pins = "benchmarks/peers/requirements"
-    versions: dict[str, str] = {}
-    for network in results["networks"].values():
-        for figures in network["libraries"].values():
-            versions |= figures.get("versions", {})
-    peers = ", ".join(f"{name} {number}" for name, number in versions.items())
+    minutes = sum(figures["minutes"] for figures in networks.values())
+    estimated = {name: figures for name, figures in networks.items() if "epochs" in figures}
     return f"""\
 ## Against peers
 
 The same weights, data, loss and dtype (float32), one process a library, one at work at a time and
 in turns, 2 threads each. Every side is compared with Keras before it is timed: its loss to 1e-5,
-a product to 1e-3. To run it (about 25 minutes):
+a product to 1e-3. To run it (these runs took {minutes:.0f} minutes):
 
     python -m venv .venv-torch && .venv-torch/bin/pip install -r {pins}-torch.txt
     python -m venv .venv-jax && .venv-jax/bin/pip install -r {pins}-jax.txt
@@ -53,20 +53,49 @@ a product to 1e-3. To run it (about 25 minutes):
 * `images`: the same ResNet-like network of 16 and 32 channels, trained on the digits as images,
   128 held out.
 
-{conditions}
-{peers}.
-{results["repetitions"]} repetitions.
+{_agreed(networks, circumstances)}
+
+{_versions(networks)}.
+
+{_agreed(estimated, lambda figures: f"{figures['repetitions']} repetitions of each estimate.")}
 
 What the peers have no function for is what their user can make of their products: PyHessian's and
 hessian-eigenthings's norm by probes. Hutch++, XTrace and XNysTrace give traces, so for the norm
 they get the operator v -> H(Hv), two products each. Hutchinson's probes are independent, so its
 error is measured at 8 products and its products for an error follow from their number's root; the
-other estimators are run with 12, 24, ... products, at most 108, until their error is 1 % or they
-take too long, and ours with a few numbers. Where a line says "not reached", its last column says
+other estimators are run with more and more products, at most 108, until their error is 1 % or they
+take too long, with straight lines in logarithms in between; ours with a few numbers, of which the
+fewest that reach an error count. Where a line says "not reached", its last column says
 how far it was run. PyTorch 2.13 has a wrong forward-mode derivative of
 LayerNorm's backward pass, so curvlinops's products are off by 1 to 20 % in the rows of LayerNorm's
 scale, in float64 too: for curvlinops alone LayerNorm is written out in elementary operations.
 """
+
+
+def _agreed(networks: Mapping[str, Any], text_of: Callable[[Mapping[str, Any]], str]) -> str:
+    """What all networks have in common once; else a line for those that agree."""
+    groups: dict[str, list[str]] = {}
+    for name, figures in networks.items():
+        groups.setdefault(text_of(figures), []).append(f"`{name}`")
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "\n".join(f"* {', '.join(names)}: {text}" for text, names in groups.items())
+
+
+def _versions(networks: Mapping[str, Any]) -> str:
+    """Each package once, with the networks of each version where there are several."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, network in networks.items():
+        versions = dict(network["versions"])
+        for figures in network["libraries"].values():
+            versions |= figures.get("versions", {})
+        for package, number in versions.items():
+            found.setdefault(package, {}).setdefault(number, []).append(f"`{name}`")
+    return ", ".join(
+        f"{package} {number}" + (f" ({', '.join(names)})" if len(numbers) > 1 else "")
+        for package, numbers in found.items()
+        for number, names in numbers.items()
+    )
 
 
 def _products(networks: Mapping[str, Any]) -> str:
@@ -92,7 +121,7 @@ def _products(networks: Mapping[str, Any]) -> str:
         head = ["", "gradient", "product alone", "product in a block of 8"]
         head += ["alone, in own gradients", "block, in own gradients", "block, in our gradients"]
         head += ["memory: gradient", "and a block"]
-        parts.append(f"`{name}`:\n\n{_table(head, rows)}\n")
+        parts.append(f"`{name}`:\n\n{table(head, rows)}\n")
     return "### Products\n\n" + "\n".join(parts)
 
 
@@ -110,9 +139,15 @@ def _accuracy(name: str, epoch: str, then: Mapping[str, Any]) -> str:
         for library, methods in then["peers"].items():
             for method, figures in methods.items():
                 if quantity_of(method) == quantity:
-                    rows.append(_row(f"{NAMES[library]}: {method.split('/')[1]}", figures))
+                    label = f"{NAMES[library]}: {method.split('/')[1]}"
+                    rows.append(_row(label, figures, then, quantity))
         head = [title, "products to 1 %", "to 5 %", "time to 1 %", "to 5 %", "error as run"]
-        parts.append(_table(head, rows) + "\n")
+        parts.append(table(head, rows) + "\n")
+        if any(_UNJUDGED in row for row in rows):
+            parts.append(
+                f"{_UNJUDGED.capitalize()}: the reference's own error, {errors[quantity]:.2%}, is "
+                "more than a fifth of that, and of the least error as run.\n"
+            )
     return "\n".join(parts)
 
 
@@ -121,8 +156,8 @@ def _our_rows(then: Mapping[str, Any], quantity: str) -> list[list[str]]:
     for start, quantities in then["ours"].items():
         figures = quantities[quantity]
         points = figures["points"]
-        as_run = [point for option, point in points.items() if option != "default"]
-        rows.append(_row(f"ours: Deflated, {start}", {**figures, "points": as_run}))
+        as_run = {**figures, "points": chosen(points)}
+        rows.append(_row(f"ours: Deflated, {start}", as_run, then, quantity))
         default = points["default"]
         shown = f"{default['error']:.2%} in {default['products']:.0f}"
         time = f"{default['seconds'] * 1e3:.0f} ms"
@@ -130,13 +165,19 @@ def _our_rows(then: Mapping[str, Any], quantity: str) -> list[list[str]]:
     return rows
 
 
-def _row(label: str, figures: Mapping[str, Any]) -> list[str]:
+def _row(
+    label: str, figures: Mapping[str, Any], then: Mapping[str, Any], quantity: str
+) -> list[str]:
     if "error" in figures:
         return [label, figures["error"], "", "", "", ""]
-    needed = [figures["needed"][error] for error in ("0.01", "0.05")]
     last = figures["points"][-1]
-    products = [f"{n['products']:,.0f}" if n else "not reached" for n in needed]
-    times = [_duration(n["seconds"]) if n else "" for n in needed]
+    products, times = [], []
+    for level in ("0.01", "0.05"):
+        is_judged = judged(then, quantity, float(level), figures["points"])
+        needed = figures["needed"][level] if is_judged else None
+        missed = "not reached" if is_judged else _UNJUDGED
+        products.append(f"{needed['products']:,.0f}" if needed else missed)
+        times.append(_duration(needed["seconds"]) if needed else "")
     shown = f"{last['error']:.2%} in {last['products']:.0f}"
     if last["repetitions"] < _ENOUGH:
         shown += f" ({last['repetitions']:.0f} repetitions)"
@@ -151,7 +192,3 @@ def _range(values: Mapping[str, float] | None) -> str:
     if values is None:
         return ""
     return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -253,8 +253,7 @@ def main() -> None:
     if (RESULTS / "large_models.json").exists():
         parts.append(large_models(load("large_models")))
     if (RESULTS / "against_peers.json").exists():
-        peers = load("against_peers")
-        parts.append(against_peers(peers, _conditions(peers)))
+        parts.append(against_peers(load("against_peers")))
     (Path(__file__).parent / "README.md").write_text("\n".join(parts))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
+Clocks = tuple[float, float, float] | None
+
 _SECONDS_PER_ROUND = 0.2  # at least, for each thing that is timed
 
 
@@ -61,12 +63,19 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * bytes_per_unit / 1e6
 
 
-def environment(*packages: str) -> dict[str, Any]:
-    """Versions, machine and date, to be called when all is timed and every child has ended."""
+def environment(*packages: str, since: Clocks = None) -> dict[str, Any]:
+    """Versions, machine and date, to be called when all is timed and every child has ended.
+
+    The load is that since these `clocks()`, or since this module was imported.
+    """
     names = ("tensorflow", "keras", "numpy", *packages, "keras_hessian_callback")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "cores_of_others": _cores_of_others()},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "cores_of_others": _cores_of_others(since),
+        },
         "date": datetime.date.today().isoformat(),
     }
 
@@ -80,23 +89,26 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def _cores_of_others() -> float | None:
-    """Cores that other processes kept busy since this module was imported; None: not Linux."""
-    if _START is None:
+def _cores_of_others(since: Clocks) -> float | None:
+    """Cores that other processes kept busy; None: not Linux."""
+    start, now = since or _START, clocks()
+    if start is None or now is None:
         return None
-    (wall, everyone, ours), (wall_0, everyone_0, ours_0) = _clocks(), _START
+    (wall, everyone, ours), (wall_0, everyone_0, ours_0) = now, start
     return ((everyone - everyone_0) - (ours - ours_0)) / (wall - wall_0)
 
 
-def _clocks() -> tuple[float, float, float]:
+def clocks() -> Clocks:
     """Seconds: of the wall, and of CPU time of all processes and of this one with its children."""
+    if not Path("/proc/stat").exists():
+        return None
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     user, nice, system, _, _, interrupts, soft_interrupts, steal, *_ = map(int, fields)
     ticks = user + nice + system + interrupts + soft_interrupts + steal
     return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
 
 
-_START = _clocks() if Path("/proc/stat").exists() else None
+_START = clocks()
 
 
 def _cpu() -> str:

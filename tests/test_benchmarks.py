@@ -1,4 +1,4 @@
-"""The fits of the benchmarks find the laws that points were made from; memory is seen to peak."""
+"""What the benchmarks make of their figures: fits, peaks of memory, and what tables say of bars."""
 
 import math
 import sys
@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from large_model_tables import _beyond_limits
 from memory import MemoryWatch, settle
+from peer_bars import peer_wins
+from peer_results import judged, networks_of
 from power_laws import fit_line_and_square, fit_power_law, slopes
+from training_tables import _row
 
 SIZES = [1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 2e7]
 
@@ -83,3 +87,61 @@ def test_a_peak_is_seen_that_is_gone_again():
         np.ones(5_000_000)  # below the peak that the process had
     assert first.peak_mb - before == pytest.approx(200, abs=20)
     assert 0 <= second.peak_mb - before < 100
+
+
+def test_networks_without_an_environment_have_that_of_the_file():
+    old = {"date": "2026-01-01", "rounds": 5, "networks": {"a": {"minutes": 1.0}}}
+    old["networks"]["b"] = {"minutes": 2.0, "date": "2026-02-02"}
+    networks = networks_of(old)
+    assert networks["a"] == {"date": "2026-01-01", "rounds": 5, "minutes": 1.0}
+    assert networks["b"] == {"date": "2026-02-02", "rounds": 5, "minutes": 2.0}
+    assert networks_of({"networks": networks}) == networks
+
+
+def test_an_error_is_judged_by_a_reference_five_times_as_good():
+    then = {"reference": {"relative_errors": {"trace": 0.005}}}
+    assert judged(then, "trace", 0.05, [{"error": 0.002}])
+    assert not judged(then, "trace", 0.01, [{"error": 0.1}, {"error": 0.02}])
+    assert judged(then, "trace", 0.01, [{"error": 0.1}])  # is not that close
+
+
+@pytest.mark.parametrize(("low", "high", "kept"), [(0.9, 1.19, "yes"), (0.79, 1.0, "**no**")])
+def test_every_round_has_to_keep_its_share(low, high, kept):
+    spread = dict.fromkeys(("median", "min", "max"), 1.0)
+    figures = ("ratio", "told_ratio", "ratio_without_setup", "setup_seconds")
+    figures += ("measurements", "products", "error")
+    schedule = dict.fromkeys(figures, spread)
+    schedule["overhead"] = {"median": 0.01, "min": 0.01 * low, "max": 0.01 * high}
+    run = {"epochs": 1, "seconds": spread, "schedules": {"within 1 %": schedule}}
+    assert f"{kept} ({low:.2f}-{high:.2f})" in _row("mlp", "50", run, "within 1 %")
+
+
+def test_what_takes_more_than_the_memory_limit_is_named():
+    memory = {"construction": 1.0, "product": 2.0, "limit": 3.0}
+    models = {"gpt2": {"memory_mb": memory, "measurements": {"Deflated": {"memory_mb": 2.5}}}}
+    assert "nothing took more" in _beyond_limits(models)
+    memory["limit"] = 2.25
+    assert "`Deflated` on a decoder" in _beyond_limits(models)
+
+
+def test_each_better_figure_of_a_peer_is_named():
+    def side(gradient, memory):
+        seconds = {"gradient": {"median": gradient}, "block": {"median": 1.0}}
+        seconds["single"] = seconds["block"]
+        ratios = {kind: {"median": 1.0} for kind in ("single", "block")}
+        return {
+            "seconds": seconds,
+            "our_products": {kind: {"median": seconds[kind]["median"]} for kind in seconds},
+            "gradients": ratios,
+            "our_gradients": ratios,
+            "memory_growth_mb": {"gradient": memory, "block": 5.0},
+        }
+
+    libraries = {"ours": side(1.0, 3.0), "jax": side(1.0, 2.0), "matfree": side(0.5, 3.0)}
+    lines = [
+        line for line in peer_wins({"a": {"libraries": libraries}}).splitlines() if "`" in line
+    ]
+    assert lines == [
+        "| `a` | memory: gradient | jax | 2 MB | 3 MB |",
+        "| `a` | time of a gradient | matfree | 500.00 ms, 0.50 of ours by rounds | 1000.00 ms |",
+    ]

@@ -93,6 +93,19 @@ class PlainJax(JaxSide):
             "trace/hutchinson": lambda m: (self._hutchinson("trace", dots, m), m),
         }
 
+    def exact(self) -> dict[str, float]:
+        """||H||_F^2 and the trace, from the products with all unit vectors."""
+
+        def sums(first: Array, weights: Array, frozen: list[Array]) -> tuple[Array, Array]:
+            V = jax.nn.one_hot(first + jnp.arange(BLOCK), weights.size)  # beyond the last: zeros
+            products = self.matmat(V, weights, frozen)
+            return jnp.sum(products**2), jnp.vdot(V, products)
+
+        compiled = jax.jit(sums)
+        blocks = range(0, self.weights.size, BLOCK)
+        found = np.array([compiled(i, self.weights, self.frozen) for i in blocks], "float64")
+        return dict(zip(("norm", "trace"), found.sum(axis=0).tolist(), strict=True))
+
     def _hutchinson(self, name: str, of: Callable[[Array, Array], Array], m: int) -> float:
         def estimate(key: Array, weights: Array, frozen: list[Array]) -> Array:
             V = jax.random.rademacher(key, (m, weights.size), weights.dtype)

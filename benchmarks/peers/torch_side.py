@@ -156,7 +156,8 @@ class Curvlinops(TorchSide):
         return {
             "norm/hutchinson": lambda m: (hutchinson_squared_fro(H, m).item(), m),
             "norm/Hutch++ of H^2": lambda m: (hutchpp_trace(square, m // 2).item(), m),
-            "norm/XTrace of H^2": lambda m: (xtrace(square, m // 2).item(), m),
+            # An even number of products with H H.
+            "norm/XTrace of H^2": lambda m: (xtrace(square, m // 4 * 2).item(), m // 4 * 4),
             "trace/hutchinson": lambda m: (hutchinson_trace(H, m).item(), m),
             "trace/Hutch++": lambda m: (hutchpp_trace(H, m).item(), m),
             "trace/XTrace": lambda m: (xtrace(H, m).item(), m),

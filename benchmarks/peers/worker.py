@@ -87,8 +87,11 @@ class Commands:
     def deflated(self, settings: dict[str, Any], seed: int, epochs: list[int]) -> Any:
         return self._side.deflated(settings, seed, epochs)
 
-    def reference(self, epoch: int) -> dict[str, Any]:
-        return self._side.reference(epoch)
+    def reference(self, epoch: int, exact: bool) -> dict[str, Any]:
+        return self._side.reference(epoch, exact)
+
+    def exact(self) -> dict[str, float]:
+        return self._side.exact()
 
 
 def main() -> None:
