@@ -107,7 +107,8 @@ def split_norm_estimate(
 
     Args:
         exact: The part of the square that is known.
-        samples: (m,) non-negative floats, independent; m = 0: there is no other part.
+        samples: (m,) floats, independent; m = 0: there is no other part. Where the sum falls
+            below 0, as it may if some are negative, the value is 0 and the error NaN.
         spread: Of the samples.
         num_matvecs: Products that all of it cost, for the record.
         rounding: Relative error of the value by rounding, added to the error.
@@ -118,10 +119,13 @@ def split_norm_estimate(
     m = len(samples)
     tail = float(np.mean(samples)) if m else 0.0
     square = exact + tail
-    if not math.isfinite(square) or (m == 1 and tail > rounding * square):
+    if not math.isfinite(square) or (m == 1 and abs(tail) > rounding * square):
         return _unknown_error(math.sqrt(square) if square >= 0 else math.nan, num_matvecs)
-    if square <= 0.0:
+    if square <= 0.0 and (m < 2 or spread.variance <= 0.0):
         return exact_estimate(0.0, num_matvecs=num_matvecs)
+    if square <= 0.0:
+        upper = math.sqrt(max(_ends(square, spread, m)[1], 0.0))
+        return Estimate(0.0, math.nan, 0.0, upper, num_matvecs)
     root = math.sqrt(square)
     slack = rounding * root
     if m < 2 or tail == 0.0 or spread.variance <= 0.0:
