@@ -171,7 +171,7 @@ class Deflated:
         if n <= self.max_matvecs:
             split.deflate(tf.eye(n, dtype=operator.dtype))  # all of it: exact
             return split_estimates(split, split), None
-        draws = _Draws(operator, seed)
+        draws = _Draws(operator, seed, int(min(operator.block_size, kept)))
         spare = min(most, self.max_matvecs // 10)
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
@@ -291,15 +291,15 @@ class Deflated:
 class _Draws:
     """Probes one after another, whatever the blocks that they are taken in."""
 
-    def __init__(self, operator: LinearOperator, seed: Seed) -> None:
-        self._operator, self._seed = operator, seed
+    def __init__(self, operator: LinearOperator, seed: Seed, width: int) -> None:
+        self._operator, self._seed, self._width = operator, seed, width
         self._next = 0
 
     def take(self, count: int) -> Iterator[tf.Tensor]:
         """The next `count` probes, in blocks (w, n)."""
         n, dtype, seed = self._operator.shape[0], self._operator.dtype, self._seed
         while count > 0:
-            width = min(count, self._operator.block_size)
+            width = min(count, self._width)
             first = self._next
             yield probes("rademacher", size=n, first=first, count=width, seed=seed, dtype=dtype)
             self._next += width
