@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.linalg import add_scaled
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 from keras_hessian_callback.residuals import Residuals, columns_of
 from keras_hessian_callback.rows import (
     Block,
+    WeightedSum,
     as_tensor,
     at_hand,
     combine,
@@ -112,14 +112,14 @@ class Split:
         parts = []
         size = self._operator.block_size
         for first in range(0, basis.shape[0], size):
-            total = None
+            mean = WeightedSum()
             for share, square, part in self._fold_products(some(basis, first, first + size)):
-                total = add_scaled(total, share, part)
+                mean.add(share, part)
                 if len(self._squares) > 1:
                     cross, own = gram(self.basis, part), gram(basis, part)
                     squares = 2.0 * (square_sums(part).sum() - np.sum(cross**2))
                     self.folds += float(square * (squares - np.sum(own**2)))
-            parts.append(total)
+            parts.append(mean.total())
         self.num_deflated += basis.shape[0]
         if self.rank:
             basis, parts = join([self.basis, basis]), [self.products, *parts]
@@ -138,13 +138,13 @@ class Split:
             block = signs
             if self.rank:
                 block = combine([self.basis], -gram(self.basis, signs), onto=signs)
-            total, folds = None, np.zeros(block.shape[0])
+            mean, folds = WeightedSum(), np.zeros(block.shape[0])
             for share, square, part in self._fold_products(block):
-                total = add_scaled(total, share, part)
+                mean.add(share, part)
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
-            tails, quadratics = self.residuals.add(signs, total)
+            tails, quadratics = self.residuals.add(signs, mean.total())
             self.tails = np.append(self.tails, tails)
             self.quadratics = np.append(self.quadratics, quadratics)
             self.fold_tails = np.append(self.fold_tails, folds)

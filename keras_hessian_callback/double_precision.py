@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +17,9 @@ _RESOURCE = tf.resource.as_datatype_enum
 _SUFFIX = "_in_double_precision"
 
 
-def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
+def in_double_precision(
+    function: Any, results: Sequence[tf.Tensor]
+) -> Callable[..., list[tf.Tensor]]:
     """The same graph with every lower floating dtype replaced by float64.
 
     An operation that has no float64 form, or that reads a variable, keeps its dtype between
@@ -25,10 +27,11 @@ def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
     are lifted too.
 
     Args:
-        function: A `ConcreteFunction` whose arguments and results are flat lists of tensors.
+        function: A `ConcreteFunction` whose arguments are a flat list of tensors.
+        results: Tensors of its graph.
 
     Returns:
-        A function of the same arguments, lower floating ones in float64, to its results, those
+        A function of the same arguments, lower floating ones in float64, to the results, those
         in float64.
 
     Raises:
@@ -51,7 +54,7 @@ def in_double_precision(function: Any) -> Callable[..., list[tf.Tensor]]:
     for gradient in graph_def.library.gradient:
         gradient.function_name += _SUFFIX
         gradient.gradient_func += _SUFFIX
-    outputs = [_output_name(tensor.name, renamed) for tensor in function.outputs]
+    outputs = [_output_name(tensor.name, renamed) for tensor in results]
     captured = [_as_double(tensor) for tensor in function.captured_inputs]
     names = [tensor.name for tensor in function.inputs]
 

@@ -13,6 +13,7 @@ Seed = int | tuple[int, int]
 PROBES = ("rademacher", "normal")
 BLOCK_SIZE = 8  # vectors: more save little, where these share a gradient
 _BITS = 32  # of a random word
+_SIGN, _ONE = -(2**31), 0x3F800000  # the sign of a float32 and the number 1, as words
 _UNIFORMS = -1  # where the words of probes have their number
 
 
@@ -92,7 +93,6 @@ def probes(
     blocks = []
     for word in range(first // _BITS, -(-numbers.stop // _BITS)):  # of which each probe is a bit
         bits = [number - word * _BITS for number in numbers if number // _BITS == word]
-        bits = np.left_shift(np.uint32(1), np.array(bits, "uint32")).view("int32")
         places = tf.constant(word), tf.constant(size, tf.int64), tf.constant(bits)
         blocks.append(_signs(np.dtype(dtype))(_pair(seed), *places))
     return blocks[0] if len(blocks) == 1 else tf.concat(blocks, axis=0)
@@ -135,16 +135,13 @@ def _signs(dtype: np.dtype) -> Any:
         words = tf.random.stateless_uniform(
             [size], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
         )
-        ones = tf.bitwise.bitwise_and(words, bits[:, None]) != 0
-        return tf.where(ones, tf.ones([], dtype), -tf.ones([], dtype))
+        # Each bit in the place of a float's sign, of the number 1.
+        signs = tf.bitwise.bitwise_and(
+            tf.bitwise.left_shift(words, _BITS - 1 - bits[:, None]), _SIGN
+        )
+        return tf.cast(tf.bitcast(tf.bitwise.bitwise_or(signs, _ONE), tf.float32), dtype)
 
     return signs.get_concrete_function()
-
-
-def add_scaled(total: Any, scale: float, block: tf.Tensor) -> tf.Tensor:
-    """The sum total + scale block, without passes that change nothing; None: no total yet."""
-    part = block if scale == 1.0 else block * tf.constant(scale, block.dtype)
-    return part if total is None else total + part
 
 
 def machine_epsilon(dtypes: Iterable[tf.DType]) -> float:

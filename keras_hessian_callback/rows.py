@@ -1,4 +1,4 @@
-"""Blocks of long vectors, a vector a row: sums in float64, combinations, orthonormal bases.
+"""Blocks of long vectors, a vector a row: sums, in float64, combinations, orthonormal bases.
 
 What is in main memory is summed by NumPy, so many columns at a time that they stay in a core's
 cache: one pass over long rows takes longer than what is done in it. The rows of small models are
@@ -45,7 +45,11 @@ def join(blocks: Sequence[Block]) -> Block:
     if len(blocks) == 1:
         return blocks[0]
     blocks = [at_hand(block) for block in blocks]
-    return np.concatenate(blocks) if isinstance(blocks[0], np.ndarray) else tf.concat(blocks, 0)
+    if not isinstance(blocks[0], np.ndarray):
+        return tf.concat(blocks, 0)
+    rows = sum(block.shape[0] for block in blocks)
+    place = _empty((rows, *blocks[0].shape[1:]), blocks[0].dtype)
+    return np.concatenate(blocks, out=place)
 
 
 def some(block: Block, first: int, last: int) -> Block:
@@ -194,7 +198,64 @@ def _combine_few(
     return result
 
 
-def _empty(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+class WeightedSum:
+    """The sum of blocks (k, n), each times a number, as they come in.
+
+    Of arrays it is made in a place of its own, piece by piece: results of TensorFlow's operations
+    would each take fresh memory, which costs as long as the sum. A single block takes no pass.
+
+    Memory: the blocks are not kept, but the first until another comes.
+    """
+
+    def __init__(self) -> None:
+        self._first: tuple[float, Block] | None = None
+        self._sum: Block | None = None
+
+    def add(self, weight: float, block: Block) -> None:
+        """Takes in a block times a number."""
+        if self._first is None and self._sum is None:
+            self._first = float(weight), block
+            return
+        terms = [self._first] if self._first else []
+        terms.append((float(weight), block))
+        self._first = None
+        views = [(factor, at_hand(part)) for factor, part in terms]
+        if isinstance(views[0][1], np.ndarray):
+            self._add_in_place(views)
+        else:
+            for factor, part in views:
+                part = _scaled(part, factor)
+                self._sum = part if self._sum is None else self._sum + part
+
+    def _add_in_place(self, terms: Sequence[tuple[float, np.ndarray]]) -> None:
+        block = terms[0][1]
+        fresh, total = self._sum is None, self._sum
+        if total is None:
+            total = self._sum = _empty(block.shape, block.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # as TensorFlow has it
+            for columns in pieces(block, rows=2 * max(1, block.shape[0])):
+                place = total[:, columns]
+                if fresh:
+                    place[:] = 0.0
+                for factor, part in terms:
+                    place += factor * part[:, columns]
+
+    def total(self, scale: float = 1.0) -> tf.Tensor:
+        """The sum times a number; no more can be added."""
+        if self._first is not None:
+            factor, block = self._first
+            return _scaled(as_tensor(block), factor * scale)
+        if scale != 1.0 and isinstance(self._sum, np.ndarray):
+            self._sum *= float(scale)
+            scale = 1.0
+        return _scaled(as_tensor(self._sum), scale)
+
+
+def _scaled(block: tf.Tensor, factor: float) -> tf.Tensor:
+    return block if factor == 1.0 else block * tf.constant(factor, block.dtype)
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """An array that TensorFlow can take as its own memory."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, "uint8")

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_hessian_callback import HessianOperator
 from keras_hessian_callback.data import HeldOutData
 from keras_hessian_callback.double_precision import in_double_precision
+from keras_hessian_callback.linalg import pack
 from keras_hessian_callback.objective import Objective
 from keras_hessian_callback.operators.traced import TracedProducts
 from tests.oracles import double_precision
@@ -22,7 +23,7 @@ from tests.problems import (
 
 def lifted(function, *arguments):
     concrete = tf.function(function, autograph=False).get_concrete_function(*arguments)
-    return in_double_precision(concrete)(*arguments)
+    return in_double_precision(concrete, concrete.outputs)(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,8 @@ def test_a_lifted_graph_is_the_model_in_double_precision(problem):
     traced = TracedProducts(objective, batch, "autodiff")
     vectors = np.random.default_rng(0).normal(size=(3, traced.num_parameters))
     arguments = traced.arguments(objective.weights(), batch, tf.constant(vectors))
-    actual = in_double_precision(traced.concrete)(*arguments)
+    results = [*traced.concrete.outputs, traced.gradient]
+    actual = in_double_precision(traced.concrete, results)(*arguments)
     double, (x, *rest) = double_precision(problem, like=model)
     x = np.float32(x) if np.issubdtype(x.dtype, np.floating) else x
     rest = [np.float32(a) if np.issubdtype(a.dtype, np.floating) else a for a in rest]
@@ -44,7 +46,8 @@ def test_a_lifted_graph_is_the_model_in_double_precision(problem):
     widened = HeldOutData((x, *rest)).micro_batches(None)[0]
     reference = TracedProducts(objective, widened, "autodiff")
     weights = objective.weights()
-    expected = reference.concrete(*reference.arguments(weights, widened, tf.constant(vectors)))
+    parts = reference.concrete(*reference.arguments(weights, widened, tf.constant(vectors)))
+    expected = [*parts, pack(objective.gradient(weights, widened)[2], tf.float64)]
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == tf.float64
         # Not closer: constants, such as 1 / sqrt(2) in attention, were rounded to float32.

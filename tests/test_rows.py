@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_hessian_callback import rows as room
 from keras_hessian_callback.rows import (
+    WeightedSum,
     as_tensor,
     combine,
     gram,
@@ -42,6 +43,24 @@ def test_the_gram_matrix_of_blocks_is_that_of_their_rows():
     rows = np.random.default_rng(0).normal(size=(6, 20_000))
     blocks = [tf.constant(part) for part in (rows[:1], rows[1:1], rows[1:4], rows[4:])]
     np.testing.assert_allclose(gram_of(blocks), rows @ rows.T, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.usefixtures("where")
+@pytest.mark.parametrize("weights", [[1.0], [2.0], [0.5, 0.5], [0.25, 3.0, -1.0]])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_blocks_are_summed_by_their_weights(weights, scale):
+    rng = np.random.default_rng(0)
+    blocks = [rng.normal(size=(3, 30_000)).astype("float32") for _ in weights]
+    total = WeightedSum()
+    given = [tf.constant(block) for block in blocks]
+    for weight, block in zip(weights, given, strict=True):
+        total.add(weight, block)
+    found = total.total(scale)
+    assert found.dtype == tf.float32
+    expected = scale * sum(w * block for w, block in zip(weights, blocks, strict=True))
+    np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
+    for before, after in zip(blocks, given, strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

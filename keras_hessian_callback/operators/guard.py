@@ -139,7 +139,8 @@ class _Gradients:
     def __init__(self, traced: TracedProducts, batch: Batch) -> None:
         self._traced = traced
         try:
-            self._double = in_double_precision(traced.concrete)
+            results = [*traced.concrete.outputs, traced.gradient]
+            self._double = in_double_precision(traced.concrete, results)
         except ValueError as error:  # shapes that change with the dtype, as by tf.bitcast
             raise TypeError(summary(error)) from error
         self._batch = spread_out(batch, NUM_EXAMPLES) if traced.any_size else batch

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_hessian_callback.data import check_batch_size, check_training
 from keras_hessian_callback.errors import ran_out_of_memory, summary
 from keras_hessian_callback.generators import global_generators_kept
-from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, add_scaled
+from keras_hessian_callback.linalg import BLOCK_SIZE, Seed
 from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
@@ -28,6 +28,7 @@ from keras_hessian_callback.operators.shares import find_shares
 from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance, check_drawn, held_out
 from keras_hessian_callback.replicas import outside_scope, workers_of
+from keras_hessian_callback.rows import WeightedSum
 from keras_hessian_callback.second_order import SecondDerivativeError
 
 
@@ -252,10 +253,10 @@ class HessianOperator:
         Returns:
             (k, n) tensor.
         """
-        total: Any = None
+        mean = WeightedSum()
         for share, part in zip(self.shares, self.fold_products(V), strict=True):
-            total = add_scaled(total, share, part)
-        return total
+            mean.add(share, part)
+        return mean.total()
 
     def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
         """The row products with the Hessian of each micro-batch; their mean is `row_products`'s.

@@ -11,16 +11,15 @@ import tensorflow as tf
 
 from keras_hessian_callback.data import Batch, concatenate, cut, size_of, spread_out
 from keras_hessian_callback.errors import OUT_OF_MEMORY
-from keras_hessian_callback.linalg import add_scaled, probes
+from keras_hessian_callback.linalg import probes
+from keras_hessian_callback.operators.parts import Mean, Parts, shares_of
 from keras_hessian_callback.replicas import Workers
 
 Weights = Sequence[tf.Tensor]
-Parts = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 # Loss, masses and products (k, n), of weights, a batch and vectors (k, n).
 Compute = Callable[[Weights, Batch, tf.Tensor], Parts]
 
 _FEW = 8  # examples that tell whether portions may be averaged
-_SAME_SHARE = 1e-9  # difference of the shares in two outputs that rounding explains
 
 
 class Portions:
@@ -99,11 +98,11 @@ class Portions:
 
     def _spread_out(
         self, weights: Weights, batch: Batch, ends: Sequence[tuple[int, int]], vectors: tf.Tensor
-    ) -> "_Mean":
+    ) -> Mean:
         """The mean over portions of the batch, by all devices of this process."""
 
-        def on_device(index: int) -> _Mean:
-            mean = _Mean()
+        def on_device(index: int) -> Mean:
+            mean = Mean(len(ends))
             with tf.device(self._devices[index] if self._devices else None):
                 for first, last in ends[index :: max(1, len(self._devices))]:
                     mean.add(self._compute(weights, cut(batch, first, last), vectors))
@@ -186,17 +185,6 @@ class Portions:
         return is_mean(self._compute, weights, pair, self._tolerance)
 
 
-def shares_of(parts: Sequence[Parts]) -> np.ndarray | None:
-    """The share of each of some batches in their mean, by their masses; None: outputs differ."""
-    masses = np.stack([part[1].numpy() for part in parts])
-    total = masses.sum(axis=0)
-    valid = total > 0.0  # Keras' loss is 0 where nothing is valid
-    if not valid.any():
-        return np.full(len(parts), 1.0 / len(parts))
-    shares = masses[:, valid] / total[valid]
-    return shares[:, 0] if np.abs(shares - shares[:, :1]).max() <= _SAME_SHARE else None
-
-
 def is_mean(
     compute: Compute,
     weights: Weights,
@@ -227,7 +215,7 @@ def is_mean(
             if shares_of(pair) is None:
                 return False
             scale = max(float(tf.norm(block)) for block in (together, one[2], other[2]))
-            mean = _Mean()
+            mean = Mean(len(pair))
             for part in pair:
                 mean.add(part)
             difference = float(tf.norm(together - mean.of_all(None)[2]))
@@ -250,68 +238,3 @@ def check_vector(weights: Weights) -> tf.Tensor:
     size = sum(math.prod(weight.shape) for weight in weights)
     dtype = np.result_type(np.float32, *(weight.dtype.as_numpy_dtype for weight in weights))
     return probes("rademacher", size=size, count=1, seed=0, dtype=dtype)
-
-
-class _Mean:
-    """Loss, masses and products of batches that may be averaged, summed as they come in.
-
-    Each counts by its mass; where none has any, all count the same.
-    """
-
-    def __init__(self) -> None:
-        self._masses: list[np.ndarray] = []
-        self._total: tuple[tf.Tensor, tf.Tensor] | None = None  # of losses and products
-
-    @property
-    def _weight(self) -> float:
-        return float(np.sum(self._masses))
-
-    def add(self, part: Parts) -> None:
-        """Takes a batch's part in."""
-        loss, masses, products = part
-        mass = float(tf.reduce_sum(masses))
-        if mass == 0.0 < self._weight:
-            return
-        if mass > 0.0 == self._weight:
-            self._total = None  # of batches that do not count after all
-        weight = mass or 1.0
-        before = self._total or (None, None)
-        self._total = add_scaled(before[0], weight, loss), add_scaled(before[1], weight, products)
-        self._masses.append(masses.numpy())
-
-    def join(self, other: "_Mean") -> None:
-        """Takes another mean in."""
-        if other._weight == 0.0 < self._weight:
-            return
-        if self._weight == 0.0 < other._weight:
-            self._total, self._masses = other._total, other._masses
-        elif self._total and other._total:
-            both = zip(self._total, other._total, strict=True)
-            self._total = tuple(one + another for one, another in both)
-            self._masses += other._masses
-
-    def of_all(self, workers: Workers | None) -> Parts:
-        """Loss, masses and products of all batches together, those of all workers."""
-        loss, products = self._total or (None, None)
-        masses = np.sum(self._masses, axis=0)
-        if workers is not None:
-            masses = workers.sum(tf.constant(masses)).numpy()
-        valid = masses > 0.0  # Keras' loss is 0 where nothing is valid
-        if valid.any():
-            shares = np.stack(self._masses)[:, valid] / masses[valid]
-            differ = bool(np.abs(shares - shares[:, :1]).max() > _SAME_SHARE)
-            scale = 1.0 / float(masses.sum()) if self._weight else 0.0
-        else:
-            differ, scale = False, 1.0 / len(self._masses) / (workers.count if workers else 1)
-        loss, products = add_scaled(None, scale, loss), add_scaled(None, scale, products)
-        if workers is not None:  # at once: what crosses the network is k n numbers and two
-            rest = tf.stack([tf.cast(loss, products.dtype), tf.cast(differ, products.dtype)])
-            summed = workers.sum(tf.concat([tf.reshape(products, [-1]), rest], axis=0))
-            products, loss = tf.reshape(summed[:-2], products.shape), summed[-2]
-            differ = bool(summed[-1] > 0)  # of one of them: all are to hear of it
-        if differ:
-            raise ValueError(
-                "The outputs of the model are masked or weighted differently from portion to "
-                "portion of the examples, so the loss is no mean over them. Use fewer examples."
-            )
-        return loss, tf.constant(masses), products

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import Batch
-from keras_hessian_callback.operators.portions import Parts, check_vector, is_mean, shares_of
+from keras_hessian_callback.operators.parts import Parts, shares_of
+from keras_hessian_callback.operators.portions import check_vector, is_mean
 from keras_hessian_callback.operators.traced import TracedProducts
 
 

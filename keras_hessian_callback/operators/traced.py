@@ -54,6 +54,11 @@ class TracedProducts:
         example: A batch, whose number of examples is left open unless the model needs it.
         products: `"autodiff"` or `"finite_difference"`.
 
+    Attributes:
+        concrete: The graph, from `arguments` to loss, masses and products.
+        gradient: (n,), a tensor in the graph of autodiff; None with finite differences. It is no
+            result: products do not take it, so to run the graph leaves its last step out.
+
     Raises:
         SecondDerivativeError: If TensorFlow drops or lacks a second derivative.
         ValueError: If the loss cannot be computed, or writes variables of its own.
@@ -144,8 +149,7 @@ class TracedProducts:
         self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The same on all examples and vectors at once, on one device."""
-        loss, masses, products, *_ = run(self.concrete, self.arguments(weights, batch, vectors))
-        return loss, masses, products
+        return tuple(run(self.concrete, self.arguments(weights, batch, vectors)))
 
     def arguments(
         self, weights: Sequence[tf.Tensor], batch: Batch, vectors: tf.Tensor
@@ -163,9 +167,11 @@ class TracedProducts:
 
         def block(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
             batch = _with_leaves(self._example, arguments[first:-1])
-            return _PRODUCTS[self.products](
+            loss, masses, products, *rest = _PRODUCTS[self.products](
                 self.objective, list(arguments[:first]), batch, arguments[-1]
             )
+            self.gradient = rest[0] if rest else None
+            return loss, masses, products
 
         function = tf.function(block, autograph=False, input_signature=[*signature, vectors])
         # The model's own summaries are not to be written once more.
