@@ -77,7 +77,8 @@ def importance(data: Any, num_examples: int = 256, *, floor: float = 0.1) -> Imp
     Measured with a pool of 1,000 digits and a network of 1,482 weights (benchmarks/README.md):
     256 draws find the pool's norm within 2.6 % after 15 epochs, uniform draws within 7.8 %, so
     that 9 times as many would be needed; after 6 epochs within 2.7 and 4.1 %. In the first 3
-    epochs, while no example is fitted, there is no gain; with squared errors there is never any.
+    epochs, while no example is fitted, there is no gain, or a loss; with squared errors there is
+    never any.
 
     What is drawn is no less a sample: the square of `frobenius_norm` is on average that of the
     pool plus the variance of the draw, E||H_S - H||_F^2, which the choice makes smaller but not

@@ -35,15 +35,16 @@ class Deflated:
 
     has two terms that k products give exactly. Only the third is left to probes v:
     E ||PHPv||^2 = ||PHP||^2, with the variance of the tail. Q comes from the measurement
-    before, does not depend on the probes, and may be as wrong as it likes: that costs
-    accuracy, never bias. The first measurement starts with probes alone; where the products
-    of these point in common directions it makes a basis of them and draws others, where not
-    (a flat spectrum) it is `Hutchinson`. Every measurement moves the basis by one block power
-    iteration, and how many of its columns are used next is what makes the interval narrowest.
+    before, does not depend on the probes, and may be as wrong as it likes: that costs accuracy,
+    never bias. The first measurement starts with probes alone; where the products of these
+    point in common directions it makes a basis of them and draws others, where not (a flat
+    spectrum) it is `Hutchinson`, with a tenth of the products spent on the spectrum's ends.
+    Every measurement moves the basis by one block power iteration, and how many of its columns
+    are used next is what makes the interval narrowest.
 
     Args:
         max_rank: Int from 1 to max_matvecs - 2: most columns of the basis, each one product a
-            measurement. None: max_matvecs - 4.
+            measurement. None: max_matvecs - 4, or 1.
         max_matvecs: Int of at least 3: products of a measurement.
         target_error: Float in (0, 1): stop when the 95 % interval of the norm is within this
             share of it, on either side. Products are planned for 0.6 of it, since to stop
