@@ -232,11 +232,11 @@ def test_what_does_not_fit_is_said():
         measure_curvature(model, data, Deflated(max_matvecs=10), memory_limit=limit)
 
 
-@pytest.mark.slow
 def test_the_population_norm_is_that_of_all_digits():
-    """Mean of 30 draws of 256 digits within 2 %, where the batch's own norm is above.
+    """Mean of 30 draws of 256 digits within 2 %, where the batch's own norm is 2-5 % too high.
 
-    Draws scatter so that 2 % is 1.7 to 7 standard errors; 0.0, 0.4 and -0.1 % were found.
+    Draws scatter so that 2 % is 1.7 to 6 standard errors. After epochs 1, 3 and 6, 0.1, 0.5 and
+    -0.2 % were found; of the batch's own norm 2.9, 2.7 and 3.3 %.
     """
     x, y = load_digits(return_X_y=True)
     x = (x / 16.0).astype("float32")
@@ -253,19 +253,19 @@ def test_the_population_norm_is_that_of_all_digits():
     model.compile(keras.optimizers.Adam(1e-3), loss)
     everything = HessianOperator(model, (x, y))
     uniform = importance((x, y), num_examples=256, floor=1.0)
-    operator = HessianOperator(model, uniform, batch_size=32)
+    operator = HessianOperator(model, uniform, batch_size=64)
     trained = 0
     for epoch in (1, 3, 6):
         model.fit(x, y, epochs=epoch - trained, verbose=0)
         trained = epoch
-        precise = Deflated(max_matvecs=120, target_error=None)
+        precise = Deflated(max_matvecs=60, target_error=None)  # to 0.2 %
         _, state = precise(everything, seed=(1, 0))
         truth = float(precise(everything, seed=(1, 1), state=state)[0]["frobenius_norm"])
         state, reports = None, []
         for draw in range(30):
             report, state = measure(
                 operator,
-                Deflated(max_matvecs=30, target_error=None),
+                Deflated(max_matvecs=20, target_error=None),
                 seed=(2, draw),
                 state=state,
             )
@@ -273,4 +273,4 @@ def test_the_population_norm_is_that_of_all_digits():
         population = np.mean([float(r["population_frobenius_norm"]) for r in reports])
         batch = np.mean([float(r["frobenius_norm"]) for r in reports])
         assert abs(population / truth - 1.0) < 0.02
-        assert batch > 1.02 * truth
+        assert 1.02 * truth < batch < 1.05 * truth
