@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from keras_hessian_callback import Deflated, HessianOperator, Hutchinson
-from keras_hessian_callback.estimators import deflated, hutchinson
+from keras_hessian_callback import Deflated, HessianOperator
+from keras_hessian_callback.estimators import deflated
 from keras_hessian_callback.operators.linear_operator import DenseOperator
 from tests.operators import Folded
-from tests.oracles import SPECTRA, symmetric_matrix
+from tests.oracles import SPECTRA, rademacher_variance, symmetric_matrix
 from tests.statistical import covers, is_unbiased
 
 SEEDS = range(400)
@@ -33,8 +33,7 @@ def _fast_probes(monkeypatch):
         rows = np.concatenate(bits, axis=1).T[first % 8 :][:count]
         return tf.constant(2.0 * rows - 1.0, dtype)
 
-    for estimator in (deflated, hutchinson):
-        monkeypatch.setattr(estimator, "probes", probes)
+    monkeypatch.setattr(deflated, "probes", probes)
 
 
 class Layered(DenseOperator):
@@ -72,17 +71,22 @@ def shifted(estimate, factor):
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_on_prescribed_spectra(spectrum):
-    """In one test, since the runs are made once for all that is asked of them."""
+    """In one test, since the runs are made once for all that is asked of them.
+
+    Errors are root mean squares, Hutchinson's by its variance. A cold start may have 10 % more than
+    Hutchinson with as many products, and so may a warm one on a flat spectrum, where a basis takes
+    little away; 7 % more are for chance, two standard errors of 400 repetitions.
+    """
     matrix = symmetric_matrix(SPECTRA[spectrum])
     operator, truth = DenseOperator(matrix), np.linalg.norm(matrix)
     cold, warm = runs_along(Deflated(target_error=None), [operator] * 2)
     for runs in (cold, warm):
         check_norm(runs, truth)
         check_rest(runs, matrix)
-    plain = [Hutchinson(num_probes=20)(operator, seed=(seed, 0))[0] for seed in SEEDS]
-    # 10 % are allowed to a cold start, as much again to the 400 repetitions.
-    plain_error = root_mean_square_error(plain, truth)
-    assert root_mean_square_error(cold, truth) <= 1.1 * 1.1 * plain_error
+    plain_error = np.sqrt(rademacher_variance(matrix) / 20.0) / (2.0 * truth**2)
+    assert root_mean_square_error(cold, truth) <= 1.1 * 1.07 * plain_error
+    if spectrum == "flat":
+        assert root_mean_square_error(warm, truth) <= 1.1 * 1.07 * plain_error
     if spectrum in ("decaying", "outliers", "low rank"):
         assert root_mean_square_error(warm, truth) <= 0.4 * plain_error
 
