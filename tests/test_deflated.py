@@ -206,6 +206,19 @@ def test_what_is_not_finite_gives_nan_and_no_basis(bad):
         assert all(math.isnan(estimate.value) for estimate in estimates.values())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_layers_of_a_run_that_diverged_are_nan_like_the_whole(bad):
+    matrix = symmetric_matrix(SPECTRA["outliers"])
+    _, state = Deflated()(Layered(matrix), seed=(0, 0))
+    for before in (None, state):
+        diverged = Layered(np.full_like(matrix, bad))
+        estimates, _ = Deflated()(diverged, seed=(0, 1), state=before)
+        for name in ("frobenius_norm", *(f"frobenius_norm/layer/{layer}" for layer in "abc")):
+            assert math.isnan(estimates[name].value)
+            assert math.isnan(estimates[name].lower)
+            assert math.isnan(estimates[name].upper)
+
+
 def test_a_zero_matrix_is_a_certain_zero():
     estimates, state = Deflated()(DenseOperator(np.zeros((50, 50))))
     assert state is None
