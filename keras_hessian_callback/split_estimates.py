@@ -125,8 +125,8 @@ def _layers(split: Split, norm: Estimate) -> dict[str, Estimate]:
         estimates[LAYER + name] = Estimate(
             value,
             estimate.standard_error,
-            min(estimate.lower, value),
-            max(estimate.upper, value),
+            float(np.minimum(estimate.lower, value)),  # NaN where one of them is
+            float(np.maximum(estimate.upper, value)),
             estimate.num_matvecs,
         )
     return estimates
