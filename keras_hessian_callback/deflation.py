@@ -113,12 +113,16 @@ class Split:
         size = self._operator.block_size
         for first in range(0, basis.shape[0], size):
             mean = WeightedSum()
-            for share, square, part in self._fold_products(some(basis, first, first + size)):
+            rows = some(basis, first, first + size)
+            products = self._fold_products(rows)
+            for share, square in zip(self.shares, self._squares, strict=True):
+                part = next(products)
                 mean.add(share, part)
                 if len(self._squares) > 1:
                     cross, own = gram(self.basis, part), gram(basis, part)
                     squares = 2.0 * (square_sums(part).sum() - np.sum(cross**2))
                     self.folds += float(square * (squares - np.sum(own**2)))
+                del part  # while the next is made
             parts.append(mean.total())
         self.num_deflated += basis.shape[0]
         if self.rank:
@@ -139,22 +143,24 @@ class Split:
             if self.rank:
                 block = combine([self.basis], -gram(self.basis, signs), onto=signs)
             mean, folds = WeightedSum(), np.zeros(block.shape[0])
-            for share, square, part in self._fold_products(block):
+            products = self._fold_products(block)
+            for share, square in zip(self.shares, self._squares, strict=True):
+                part = next(products)
                 mean.add(share, part)
                 if len(self._squares) > 1:
                     inside = np.sum(gram(self.basis, part) ** 2, axis=0)
                     folds += square * (square_sums(part) - inside)
+                del part
             tails, quadratics = self.residuals.add(signs, mean.total())
             self.tails = np.append(self.tails, tails)
             self.quadratics = np.append(self.quadratics, quadratics)
             self.fold_tails = np.append(self.fold_tails, folds)
         self._spread = None
 
-    def _fold_products(self, block: Block) -> Iterator[tuple[float, float, tf.Tensor]]:
-        """Share, its square and the products of each fold."""
+    def _fold_products(self, block: Block) -> Iterator[tf.Tensor]:
+        """The products of each fold."""
         self.num_matvecs += block.shape[0]
-        products = self._operator.fold_products(as_tensor(block))
-        return zip(self.shares, self._squares, products, strict=True)
+        return self._operator.fold_products(as_tensor(block))
 
     def layer_squares(self) -> dict[str, tuple[float, np.ndarray, Spread]]:
         """||rows of H||_F^2 of each layer: a known part, samples (m,) of the rest, their spread.

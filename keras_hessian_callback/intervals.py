@@ -119,10 +119,14 @@ def split_norm_estimate(
     m = len(samples)
     tail = float(np.mean(samples)) if m else 0.0
     square = exact + tail
-    if not math.isfinite(square) or (m == 1 and abs(tail) > rounding * square):
-        return _unknown_error(math.sqrt(square) if square >= 0 else math.nan, num_matvecs)
-    if square <= 0.0 and (m < 2 or spread.variance <= 0.0):
+    if not math.isfinite(square):
+        return _unknown_error(math.nan, num_matvecs)
+    if m == 1 and abs(tail) > rounding * square:
+        return _unknown_error(math.sqrt(max(square, 0.0)), num_matvecs)
+    if square <= 0.0 and (m < 2 or tail == 0.0):
         return exact_estimate(0.0, num_matvecs=num_matvecs)
+    if square <= 0.0 and not spread.variance > 0.0:
+        return _unknown_error(0.0, num_matvecs)
     if square <= 0.0:
         upper = math.sqrt(max(_ends(square, spread, m)[1], 0.0))
         return Estimate(0.0, math.nan, 0.0, upper, num_matvecs)

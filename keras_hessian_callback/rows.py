@@ -220,12 +220,13 @@ class WeightedSum:
         terms.append((float(weight), block))
         self._first = None
         views = [(factor, at_hand(part)) for factor, part in terms]
-        if isinstance(views[0][1], np.ndarray):
+        held = [part for _, part in views] + ([] if self._sum is None else [self._sum])
+        if all(isinstance(part, np.ndarray) for part in held):
             self._add_in_place(views)
-        else:
-            for factor, part in views:
-                part = _scaled(part, factor)
-                self._sum = part if self._sum is None else self._sum + part
+            return
+        for factor, part in views:
+            part = _scaled(as_tensor(part), factor)
+            self._sum = part if self._sum is None else as_tensor(self._sum) + part
 
     def _add_in_place(self, terms: Sequence[tuple[float, np.ndarray]]) -> None:
         block = terms[0][1]
@@ -241,14 +242,16 @@ class WeightedSum:
                     place += factor * part[:, columns]
 
     def total(self, scale: float = 1.0) -> tf.Tensor:
-        """The sum times a number; no more can be added."""
+        """The sum times a number. It is given away: another begins."""
         if self._first is not None:
-            factor, block = self._first
+            (factor, block), self._first = self._first, None
             return _scaled(as_tensor(block), factor * scale)
-        if scale != 1.0 and isinstance(self._sum, np.ndarray):
-            self._sum *= float(scale)
+        block, self._sum = self._sum, None
+        if scale != 1.0 and isinstance(block, np.ndarray):
+            with np.errstate(invalid="ignore", over="ignore"):
+                block *= float(scale)
             scale = 1.0
-        return _scaled(as_tensor(self._sum), scale)
+        return _scaled(as_tensor(block), scale)
 
 
 def _scaled(block: tf.Tensor, factor: float) -> tf.Tensor:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_hessian_callback import Deflated, Lanczos, deflation, krylov, residuals, rows
+from keras_hessian_callback.estimators import deflated as estimator_module
 from keras_hessian_callback.estimators import lanczos
 from keras_hessian_callback.operators.linear_operator import DenseOperator
 from tests.operators import Folded
@@ -359,3 +360,41 @@ def test_the_spectrum_holds_the_ritz_values():
     nodes, weights = warm.spectrum.nodes, warm.spectrum.weights
     np.testing.assert_allclose(nodes[[0, -2, -1]], [-7.0, 5.0, 9.0], rtol=1e-3)
     np.testing.assert_array_equal(weights, 1.0 / 500)
+
+
+@pytest.mark.parametrize("spectrum", ["outliers", "decaying"])
+def test_a_first_measurement_stops_on_sixteen_probes_or_more(spectrum, monkeypatch):
+    """After 8 on a basis that no measurement has tried intervals covered 92 %."""
+    seen = []
+    original = estimator_module.split_estimates
+
+    def spy(split, top):
+        seen.append((split.rank, len(split.tails), split.num_matvecs))
+        return original(split, top)
+
+    monkeypatch.setattr(estimator_module, "split_estimates", spy)
+    operator = DenseOperator(symmetric_matrix(SPECTRA[spectrum]))
+    for seed in range(10):
+        Deflated(max_matvecs=60, target_error=0.02)(operator, seed=seed)
+    stopped = [probes for rank, probes, spent in seen if rank and spent < 60]
+    assert stopped
+    assert min(stopped) >= 16
+
+
+@pytest.mark.parametrize("room", [22.0, 25.0, 28.0])
+def test_where_room_is_small_fewer_probes_are_drawn_at_a_time(room):
+    """So that no more are kept than planned, and those of a first block make a basis."""
+    widths = []
+
+    class Watched(DenseOperator):
+        def row_products(self, V):
+            widths.append(V.shape[0])
+            return super().row_products(V)
+
+    operator = Watched(symmetric_matrix(SPECTRA["outliers"]))
+    operator.room = room
+    kept = max(2, int((room - 10.0) / 3.0))
+    estimates, _ = Deflated(target_error=None)(operator, seed=0)
+    assert widths[0] <= kept
+    assert estimates["frobenius_norm"].num_matvecs == 20
+    assert math.isfinite(estimates["largest_ritz_value"].value)

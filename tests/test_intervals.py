@@ -5,7 +5,13 @@ import pytest
 from scipy import stats
 
 from keras_hessian_callback import intervals
-from keras_hessian_callback.intervals import exact_estimate, mean_estimate, root_mean_estimate
+from keras_hessian_callback.intervals import (
+    exact_estimate,
+    mean_estimate,
+    root_mean_estimate,
+    split_norm_estimate,
+)
+from keras_hessian_callback.spreads import Spread
 
 
 @pytest.mark.parametrize("degrees", [0.2, 0.8, 1.0, 3.5, 7.0, 31.0, 400.0, 1e5])
@@ -91,3 +97,19 @@ def test_values_are_less_biased_than_the_plain_root():
     corrected = np.mean([float(root_mean_estimate(s, num_matvecs=8)) for s in samples])
     plain = np.sqrt(samples.mean(axis=1)).mean()
     assert abs(corrected - truth) < 0.4 * abs(plain - truth)
+
+
+def test_a_square_that_noise_carries_below_zero_has_an_interval():
+    samples = np.array([-1.0, 3.0, 0.5, 1.5])
+    found = split_norm_estimate(-2.0, samples, Spread(3.0, 3.0, 1.0), num_matvecs=4)
+    assert (found.value, found.lower) == (0.0, 0.0)
+    assert math.isnan(found.standard_error)
+    assert 0.0 < found.upper < math.inf
+    alike = split_norm_estimate(-2.0, np.ones(4), Spread(0.0, 3.0, 1.0), num_matvecs=4)
+    alone = split_norm_estimate(
+        -2.0, np.ones(1), Spread(math.nan, math.nan, math.nan), num_matvecs=1
+    )
+    for unknown in (alike, alone):
+        assert unknown.value == 0.0
+        assert math.isnan(unknown.standard_error)
+        assert math.isnan(unknown.upper)

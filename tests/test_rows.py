@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -48,19 +50,43 @@ def test_the_gram_matrix_of_blocks_is_that_of_their_rows():
 @pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("weights", [[1.0], [2.0], [0.5, 0.5], [0.25, 3.0, -1.0]])
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_blocks_are_summed_by_their_weights(weights, scale):
+@pytest.mark.parametrize(("rows", "dtype"), [(3, "float32"), (0, "float32"), (2, "float64")])
+def test_blocks_are_summed_by_their_weights(weights, scale, rows, dtype):
     rng = np.random.default_rng(0)
-    blocks = [rng.normal(size=(3, 30_000)).astype("float32") for _ in weights]
+    blocks = [rng.normal(size=(rows, 30_000)).astype(dtype) for _ in weights]
     total = WeightedSum()
     given = [tf.constant(block) for block in blocks]
     for weight, block in zip(weights, given, strict=True):
         total.add(weight, block)
     found = total.total(scale)
-    assert found.dtype == tf.float32
+    assert found.dtype == dtype
     expected = scale * sum(w * block for w, block in zip(weights, blocks, strict=True))
     np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
     for before, after in zip(blocks, given, strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("on_a_gpu", [{0}, {1}, {2}, {0, 1}, {1, 2}])
+def test_blocks_on_different_devices_are_summed(on_a_gpu, monkeypatch):
+    blocks = [tf.fill([2, 5], 10.0**number) for number in range(3)]
+    there = [blocks[number] for number in on_a_gpu]
+    at_hand = room.at_hand
+    is_there = lambda block: any(block is other for other in there)  # noqa: E731
+    monkeypatch.setattr(room, "at_hand", lambda b: b if is_there(b) else at_hand(b))
+    total = WeightedSum()
+    for block in blocks:
+        total.add(1.0, block)
+    np.testing.assert_array_equal(total.total(), np.full((2, 5), 111.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_stays_so_in_a_sum():
+    total = WeightedSum()
+    for value in (math.inf, -math.inf, math.nan):
+        total.add(1.0, tf.constant([[1.0, value]]))
+    found = total.total(0.0).numpy()
+    assert found[0, 0] == 0.0
+    assert math.isnan(found[0, 1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -21,7 +21,7 @@ from keras_hessian_callback.split_estimates import split_estimates
 _HELD = 4  # vectors for one of the basis: carried, in use, its product, and the next one
 _BESIDE = 2  # vectors that sums over all probes take, beside a block of probes
 _FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
-_UNTRIED = 16  # to stop on a basis that has just been made: after 8 intervals covered 92 %
+_UNTRIED = 16  # on a basis that has just been made: after 8, stopped, intervals covered 92 %
 _PLANNED = 0.6  # of the target: what was planned for that seldom misses it
 
 
@@ -173,14 +173,14 @@ class Deflated:
         if n <= self.max_matvecs:
             split.deflate(tf.eye(n, dtype=operator.dtype))  # all of it: exact
             return split_estimates(split, split), None
-        draws = _Draws(operator, seed, int(min(operator.block_size, kept)))
+        draws = _Draws(operator, seed, kept)
         spare = min(most, self.max_matvecs // 10)
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
             split.deflate(carried.leading(rank))
             split.probe(draws.take(min(first, self.max_matvecs - rank)))
         else:
-            split.probe(draws.take(max(2, min(round(self.max_matvecs / 3), 16))))
+            split.probe(draws.take(int(max(2, min(round(self.max_matvecs / 3), 16, kept)))))
         while split.finite and not (planned and self._reached(split)):
             left = self.max_matvecs - split.num_matvecs - (0 if split.rank else spare)
             if left < 1:
@@ -259,10 +259,10 @@ class Deflated:
             if other[::-1] < outlook[::-1]:
                 best, outlook = rank, other
         planned = outlook[1] == 0.0
-        fewest = _FEWEST_PROBES
-        if best:  # of a basis that no measurement has tried yet few might see too little
-            fewest = _UNTRIED if planned else BLOCK_SIZE
         width = outlook[0] - best if planned else BLOCK_SIZE
+        # The rank is not chosen by the probes that come on top: what few rows would leave is a
+        # guess, and a basis that is too small costs more than one that is too large.
+        fewest = _UNTRIED if best and planned else _FEWEST_PROBES
         return best, min(max(fewest, width), left - best), planned
 
     def _outlook(
@@ -294,15 +294,15 @@ class Deflated:
 class _Draws:
     """Probes one after another, whatever the blocks that they are taken in."""
 
-    def __init__(self, operator: LinearOperator, seed: Seed, width: int) -> None:
-        self._operator, self._seed, self._width = operator, seed, width
+    def __init__(self, operator: LinearOperator, seed: Seed, most: float) -> None:
+        self._operator, self._seed, self._most = operator, seed, most
         self._next = 0
 
     def take(self, count: int) -> Iterator[tf.Tensor]:
         """The next `count` probes, in blocks (w, n)."""
         n, dtype, seed = self._operator.shape[0], self._operator.dtype, self._seed
         while count > 0:
-            width = min(count, self._width)
+            width = int(min(count, self._operator.block_size, self._most))
             first = self._next
             yield probes("rademacher", size=n, first=first, count=width, seed=seed, dtype=dtype)
             self._next += width

@@ -29,7 +29,7 @@ from keras_hessian_callback.operators.traced import TracedProducts
 from keras_hessian_callback.pool import Importance, check_drawn, held_out
 from keras_hessian_callback.replicas import outside_scope, workers_of
 from keras_hessian_callback.rows import WeightedSum
-from keras_hessian_callback.second_order import SecondDerivativeError
+from keras_hessian_callback.second_order import SecondDerivativeError, exact_derivatives
 
 
 class HessianOperator:
@@ -253,9 +253,9 @@ class HessianOperator:
         Returns:
             (k, n) tensor.
         """
-        mean = WeightedSum()
-        for share, part in zip(self.shares, self.fold_products(V), strict=True):
-            mean.add(share, part)
+        mean, products = WeightedSum(), self.fold_products(V)
+        for share in self.shares:
+            mean.add(share, next(products))  # nobody else holds it while the next is made
         return mean.total()
 
     def fold_products(self, V: Vectors) -> Iterator[tf.Tensor]:
@@ -296,24 +296,24 @@ class HessianOperator:
             traced.portions.limit(planned.examples, planned.vectors)
             shares = find_shares(traced, self._batches)
         except tf.errors.OpError as error:
-            if products == "autodiff" and traced is not None and self._has_gradient(traced):
-                raise SecondDerivativeError(
-                    f"TensorFlow cannot differentiate the gradient of this model: {summary(error)}."
-                ) from error
             cure = "Check that the model runs on `data`, as by `model.evaluate`."
             if ran_out_of_memory(error):
                 cure = "Use a smaller `batch_size`."
+            elif products == "autodiff" and traced is not None and self._has_gradient():
+                raise SecondDerivativeError(
+                    f"TensorFlow cannot differentiate the gradient of this model: {summary(error)}."
+                ) from error
             what = "The gradient" if traced is None else "A Hessian-vector product"
             raise ValueError(f"{what} failed. {cure} {summary(error)}") from error
         if products == "autodiff":
             check_where_possible(traced, self._batches[0], fits=planned.checked)
         return traced, shares, planned
 
-    def _has_gradient(self, traced: TracedProducts) -> bool:
-        """Whether the graph runs where no product is asked for."""
-        none = tf.zeros([0, traced.num_parameters], traced.dtype)
+    def _has_gradient(self) -> bool:
+        """Whether the gradient runs, which products need."""
         try:
-            traced(self._objective.weights(), self._batches[0], none)
+            with exact_derivatives(self._objective.layers()):
+                self._objective.gradients_both_ways(self._batches[0])
         except tf.errors.OpError:
             return False
         return True

@@ -41,7 +41,7 @@ class Mean:
 
     def _start(self, mass: float) -> None:
         self._unit = mass * self._count  # of weights, with which equal masses give the mean
-        self._loss, self._products = WeightedSum(), WeightedSum()
+        self._loss, self._products = 0.0, WeightedSum()
 
     @property
     def _mass(self) -> float:
@@ -55,11 +55,11 @@ class Mean:
             return
         if not self._masses or mass > 0.0 == self._mass:  # those before do not count after all
             self._start(mass or 1.0)
-        self._add(loss, products, (mass or 1.0) / self._unit)
+        self._add(float(loss), products, (mass or 1.0) / self._unit)
         self._masses.append(masses.numpy())
 
-    def _add(self, loss: tf.Tensor, products: tf.Tensor, weight: float) -> None:
-        self._loss.add(weight, tf.reshape(loss, [1, 1]))
+    def _add(self, loss: float, products: tf.Tensor, weight: float) -> None:
+        self._loss += weight * loss
         self._products.add(weight, products)
 
     def join(self, other: "Mean") -> None:
@@ -70,7 +70,7 @@ class Mean:
             self._masses, self._unit = other._masses, other._unit
             self._loss, self._products = other._loss, other._products
         else:
-            self._add(other._loss.total(), other._products.total(), other._unit / self._unit)
+            self._add(other._loss, other._products.total(), other._unit / self._unit)
             self._masses += other._masses
 
     def of_all(self, workers: Workers | None) -> Parts:
@@ -86,10 +86,10 @@ class Mean:
         else:
             count = len(self._masses) * (workers.count if workers else 1)
             differ, scale = False, self._unit / count
-        loss = tf.reshape(self._loss.total(scale), [])
         products = self._products.total(scale)
+        loss = tf.constant(scale * self._loss, products.dtype)
         if workers is not None:  # at once: what crosses the network is k n numbers and two
-            rest = tf.stack([tf.cast(loss, products.dtype), tf.cast(differ, products.dtype)])
+            rest = tf.stack([loss, tf.cast(differ, products.dtype)])
             summed = workers.sum(tf.concat([tf.reshape(products, [-1]), rest], axis=0))
             products, loss = tf.reshape(summed[:-2], products.shape), summed[-2]
             differ = bool(summed[-1] > 0)  # of one of them: all are to hear of it
