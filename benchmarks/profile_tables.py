@@ -32,6 +32,6 @@ By operation count a product takes 2.1 times the matrix products or convolutions
 which no exact product can spare. The rest is TensorFlow's own way to compute softmax, layer
 normalisation, GELU and their derivatives: a pass over memory for each, where JAX fuses them and
 PyTorch has kernels written by hand. So where a peer's block is faster than ours (PyHessian's of the
-transformer, see *Against peers*), its gradient is faster still: in gradients of its own framework
-ours takes less than those of the PyTorch libraries, and about as much as JAX.
+transformer, see *Against peers*), its gradient is faster still: on these networks ours takes less,
+in gradients of its own framework, than those of the PyTorch libraries, and about as much as JAX's.
 """

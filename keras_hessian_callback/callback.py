@@ -92,7 +92,7 @@ class HessianNormCallback(keras.callbacks.Callback):
         RuntimeError: If Keras runs on another backend than TensorFlow.
 
     Cost: At the start of a `fit` one trace of the model and the checks of `HessianOperator`;
-    then the products of `method` a measurement, each 1 to 2 gradients of the held-out batch.
+    then the products of `method` a measurement, each 1 to 3 gradients of the held-out batch.
     A second `fit` of the same compiled model traces nothing.
 
     Example:
