@@ -113,8 +113,7 @@ class Split:
         size = self._operator.block_size
         for first in range(0, basis.shape[0], size):
             mean = WeightedSum()
-            rows = some(basis, first, first + size)
-            products = self._fold_products(rows)
+            products = self._fold_products(some(basis, first, first + size))
             for share, square in zip(self.shares, self._squares, strict=True):
                 part = next(products)
                 mean.add(share, part)

@@ -1,4 +1,4 @@
-"""Blocks of long vectors, a vector a row: sums, in float64, combinations, orthonormal bases.
+"""Blocks of long vectors, a vector a row: sums, products in float64, combinations, bases.
 
 What is in main memory is summed by NumPy, so many columns at a time that they stay in a core's
 cache: one pass over long rows takes longer than what is done in it. The rows of small models are
