@@ -64,7 +64,7 @@ class Split:
         self._operator, self._room = operator, room
         self.shares, self.dtype = operator.shares, operator.dtype
         self._squares = np.square(operator.shares)
-        self._nothing = at_hand(tf.zeros([0, operator.shape[0]], operator.dtype))
+        self._nothing = at_hand(tf.constant(np.zeros((0, operator.shape[0]), operator.dtype)))
         self.basis = self.products = self._nothing
         self.inner = self.outer = np.zeros((0, 0))
         self._known = np.zeros((len(columns_of(operator.layers)), 0, 0))  # of [Q, HQ], by layer

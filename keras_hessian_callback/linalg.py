@@ -1,12 +1,12 @@
 """Vectors of all weights: packing, mapping blocks of them, and random probes by seeds."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from keras_hessian_callback.rows import Block, as_tensor, at_hand, empty, join, pieces
 
 Seed = int | tuple[int, int]
 
@@ -14,6 +14,7 @@ PROBES = ("rademacher", "normal")
 BLOCK_SIZE = 8  # vectors: more save little, where these share a gradient
 _BITS = 32  # of a random word
 _SIGN, _ONE = -(2**31), 0x3F800000  # the sign of a float32 and the number 1, as words
+_PHILOX = 1  # TensorFlow's number for this algorithm
 _UNIFORMS = -1  # where the words of probes have their number
 
 
@@ -93,9 +94,8 @@ def probes(
     blocks = []
     for word in range(first // _BITS, -(-numbers.stop // _BITS)):  # of which each probe is a bit
         bits = [number - word * _BITS for number in numbers if number // _BITS == word]
-        places = tf.constant(word), tf.constant(size, tf.int64), tf.constant(bits)
-        blocks.append(_signs(np.dtype(dtype))(_pair(seed), *places))
-    return blocks[0] if len(blocks) == 1 else tf.concat(blocks, axis=0)
+        blocks.append(_signs(_words(size, seed, word), np.array(bits, "int32"), np.dtype(dtype)))
+    return as_tensor(join(blocks))
 
 
 def uniforms(count: int, seed: Seed) -> np.ndarray:
@@ -110,38 +110,38 @@ def words_of(seed: Seed) -> tuple[int, int]:
     return int(first) & 0x7FFFFFFFFFFFFFFF, int(second) & 0x7FFFFFFFFFFFFFFF
 
 
-def _pair(seed: Seed) -> tf.Tensor:
-    return tf.constant(words_of(seed), tf.int64)
-
-
 def _key(seed: Seed, number: int) -> tf.Tensor:
     """A key of stateless random numbers for each seed and number."""
-    return tf.random.experimental.stateless_fold_in(_pair(seed), number, alg="philox")
+    pair = tf.constant(words_of(seed), tf.int64)
+    return tf.random.experimental.stateless_fold_in(pair, number, alg="philox")
 
 
-@functools.cache
-def _signs(dtype: np.dtype) -> Any:
-    """A graph, as tiny models notice: signs (k, n), k bits of n words by seed, number and place."""
-    signature = [
-        tf.TensorSpec([2], tf.int64),
-        tf.TensorSpec([], tf.int32),
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([None], tf.int32),
-    ]
+def _words(size: int, seed: Seed, number: int) -> Block:
+    """Random words (n,) as a function of seed and number, where TensorFlow has its vectors."""
+    key, *counter = np.random.SeedSequence([*words_of(seed), number]).generate_state(3, "uint64")
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.constant([size]),
+        key=tf.constant([key], tf.uint64),
+        counter=tf.constant(counter, tf.uint64),
+        alg=_PHILOX,
+        dtype=tf.int32,
+    )
+    return at_hand(words)
 
-    @tf.function(input_signature=signature, autograph=False)
-    def signs(pair: tf.Tensor, number: tf.Tensor, size: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
-        key = tf.random.experimental.stateless_fold_in(pair, number, alg="philox")
-        words = tf.random.stateless_uniform(
-            [size], key, minval=None, maxval=None, dtype=tf.int32, alg="philox"
-        )
-        # Each bit in the place of a float's sign, of the number 1.
-        signs = tf.bitwise.bitwise_and(
-            tf.bitwise.left_shift(words, _BITS - 1 - bits[:, None]), _SIGN
-        )
-        return tf.cast(tf.bitcast(tf.bitwise.bitwise_or(signs, _ONE), tf.float32), dtype)
 
-    return signs.get_concrete_function()
+def _signs(words: Block, bits: np.ndarray, dtype: np.dtype) -> Block:
+    """Signs (k, n), of k bits of n words: each in the place of a float's sign, of the number 1."""
+    shifts = _BITS - 1 - bits[:, None]
+    if not isinstance(words, np.ndarray):
+        shifted = tf.bitwise.bitwise_and(tf.bitwise.left_shift(words, shifts), _SIGN)
+        return tf.cast(tf.bitcast(tf.bitwise.bitwise_or(shifted, _ONE), tf.float32), dtype)
+    signs = empty((len(bits), len(words)), words.dtype)
+    for columns in pieces(signs, rows=len(bits) + 1):
+        place = signs[:, columns]
+        np.left_shift(words[columns], shifts, out=place)
+        place &= np.int32(_SIGN)
+        place |= np.int32(_ONE)
+    return signs.view("float32").astype(dtype, copy=False)
 
 
 def machine_epsilon(dtypes: Iterable[tf.DType]) -> float:

@@ -41,6 +41,8 @@ class Residuals:
 
     Attributes:
         images: HPv of the probes at hand, (w, n) each.
+        gram: The products of all `rows`, in float64.
+        products_at_hand: r_i . r_j of the residuals at hand, (w, w) in float64.
 
     Memory: `room` + 2 vectors.
     """
@@ -62,6 +64,13 @@ class Residuals:
         self.images: list[Block] = []
         self._crossing = np.zeros((2 * self._rank, 0))  # of Q and HQ with HPv
         self._products = np.zeros((len(self._known), 0, 0))  # of HPv with each other, by layer
+        self._combine_products()
+
+    def _combine_products(self) -> None:
+        """The Gram matrices of rows and of residuals, from those that were summed."""
+        known, crossing = self._known.sum(axis=0), self._crossing
+        self.gram = np.block([[known, crossing], [crossing.T, self._products.sum(axis=0)]])
+        self.products_at_hand = self.mixing.T @ self.gram @ self.mixing
 
     def add(self, signs: Block, images: Block) -> tuple[np.ndarray, np.ndarray]:
         """Takes in HPv (w, n) of probes v (w, n); gives ||r||^2 and v'r, (w,) each."""
@@ -86,6 +95,7 @@ class Residuals:
         new = np.append(before, own, axis=1).transpose(0, 2, 1)
         self._products = np.append(np.append(self._products, before, axis=2), new, axis=1)
         self.images.append(images)
+        self._combine_products()
 
     def _add_entries(self, signs: Block, images: Block) -> np.ndarray:
         """The sums that go entry by entry, while r is made piece by piece; v'r, (w,)."""
@@ -119,12 +129,6 @@ class Residuals:
         return np.concatenate([-self._shadows, nothing, np.eye(self._at_hand)])
 
     @property
-    def gram(self) -> np.ndarray:
-        """The products of all `rows`, in float64."""
-        crossing, products = self._crossing, self._products.sum(axis=0)
-        return np.block([[self._known.sum(axis=0), crossing], [crossing.T, products]])
-
-    @property
     def _shadows(self) -> np.ndarray:
         """S = Q'HPv of those at hand, (k, w)."""
         return self._crossing[: self._rank]
@@ -146,11 +150,6 @@ class Residuals:
     def count(self) -> int:
         """Residuals so far."""
         return self._at_hand + sum(len(group) for group in self._groups)
-
-    @property
-    def products_at_hand(self) -> np.ndarray:
-        """r_i . r_j of those that are kept, in float64."""
-        return self.mixing.T @ self.gram @ self.mixing
 
     @property
     def products(self) -> np.ndarray:

@@ -48,7 +48,7 @@ def join(blocks: Sequence[Block]) -> Block:
     if not isinstance(blocks[0], np.ndarray):
         return tf.concat(blocks, 0)
     rows = sum(block.shape[0] for block in blocks)
-    place = _empty((rows, *blocks[0].shape[1:]), blocks[0].dtype)
+    place = empty((rows, *blocks[0].shape[1:]), blocks[0].dtype)
     return np.concatenate(blocks, out=place)
 
 
@@ -190,7 +190,7 @@ def _combine_few(
 ) -> np.ndarray:
     (k, count), size, dtype = coefficients.shape, blocks[0].shape[1], blocks[0].dtype
     factors = np.ascontiguousarray(coefficients.T, dtype)
-    result = _empty((count, size), dtype)
+    result = empty((count, size), dtype)
     for columns in pieces(result, rows=max(1, k + count), products=max(1, k * count)):
         np.matmul(factors, join([block[:, columns] for block in blocks]), out=result[:, columns])
         if onto is not None:
@@ -232,7 +232,7 @@ class WeightedSum:
         block = terms[0][1]
         fresh, total = self._sum is None, self._sum
         if total is None:
-            total = self._sum = _empty(block.shape, block.dtype)
+            total = self._sum = empty(block.shape, block.dtype)
         with np.errstate(invalid="ignore", over="ignore"):  # as TensorFlow has it
             for columns in pieces(block, rows=2 * max(1, block.shape[0])):
                 place = total[:, columns]
@@ -258,7 +258,7 @@ def _scaled(block: tf.Tensor, factor: float) -> tf.Tensor:
     return block if factor == 1.0 else block * tf.constant(factor, block.dtype)
 
 
-def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """An array that TensorFlow can take as its own memory."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, "uint8")

@@ -45,6 +45,7 @@ ALLOWED = {
         "results",
         "stability",
     },
+    "linalg": {"rows"},
     "stability": {"linalg", "second_order", "update_rules"},
     "operators.preconditioned": {"operators.linear_operator"},
     "pool": {"data", "linalg"},

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.data import check_batch_size, check_training
@@ -203,16 +202,18 @@ class HessianOperator:
 
     @functools.cached_property
     def layers(self) -> tuple[tuple[str, slice], ...]:
-        """The layer of each trainable variable, by its path, and its entries in a vector."""
-        ends = np.cumsum([math.prod(v.shape) for v in self._objective.variables]).tolist()
-        starts = [0, *ends[:-1]]
+        """Layers, by the paths of their trainable variables, and their entries in a vector."""
         # A Sequential model's variables bear its name, unless it was loaded from a file.
         own = f"{self._objective.model.name}/"
-        paths = [variable.path.removeprefix(own) for variable in self._objective.variables]
-        return tuple(
-            (path.rpartition("/")[0] or path, slice(start, end))
-            for path, start, end in zip(paths, starts, ends, strict=True)
-        )
+        layers: list[tuple[str, slice]] = []
+        end = 0
+        for variable in self._objective.variables:
+            path = variable.path.removeprefix(own)
+            name, start, end = path.rpartition("/")[0] or path, end, end + math.prod(variable.shape)
+            if layers and layers[-1][0] == name:  # of which the variable before is a part
+                start = layers.pop()[1].start
+            layers.append((name, slice(start, end)))
+        return tuple(layers)
 
     def is_current(self, model: Model) -> bool:
         """Whether this is still the Hessian of `model`: not compiled or frozen anew since."""
