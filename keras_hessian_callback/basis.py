@@ -92,17 +92,17 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     Returns:
         The basis; None where nothing but zeros is left.
     """
-    now, share = split.spread.variance, split.variance_left()
     residuals, k = split.residuals, top.rank
-    own = residuals.products_at_hand
-    scale = math.sqrt(max(_in_common(own), _LEAST) / max(1, len(own)))
+    now, share = split.spread.variance, residuals.variance_left()
+    count = len(residuals.products_at_hand)
+    scale = math.sqrt(max(residuals.in_common(), _LEAST) / max(1, count))
     if top is split:
         images = np.eye(len(residuals.mixing), k, -k)  # of HQ, which come after Q
         blocks, products = residuals.rows, residuals.gram
         mixing = np.append(images, scale * residuals.mixing, axis=1)
     else:
         blocks, products = [top.products, *residuals.images], None
-        mixing = np.diag(np.repeat([1.0, scale], [k, len(own)]))
+        mixing = np.diag(np.repeat([1.0, scale], [k, count]))
     top.let_go()
     split.let_go()
     vectors, energies = leading_basis(blocks, most, mixing=mixing, products=products)
@@ -118,13 +118,3 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
     variances = now * share + np.append(np.cumsum(parts[::-1])[::-1], 0.0)
     square = split.exact + float(np.mean(split.tails))
     return Basis(vectors, variances[: vectors.shape[0] + 1], square)
-
-
-def _in_common(products: np.ndarray) -> float:
-    """The mean part of a vector's square in the span of the others, by their products (m, m)."""
-    scale = np.trace(products)
-    if len(products) < 2 or not scale > 0.0:
-        return 0.0
-    inverse = np.linalg.pinv(products / scale, rcond=1e-13, hermitian=True)
-    sizes = np.diagonal(inverse) * np.diagonal(products) / scale  # 1 over the part outside
-    return 1.0 - float(np.mean(1.0 / np.maximum(sizes, 1.0)))

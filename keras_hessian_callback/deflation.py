@@ -1,7 +1,8 @@
 """The Frobenius norm in three terms along a basis, summed as the products come in."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -64,7 +65,7 @@ class Split:
         self._operator, self._room = operator, room
         self.shares, self.dtype = operator.shares, operator.dtype
         self._squares = np.square(operator.shares)
-        self._nothing = at_hand(tf.constant(np.zeros((0, operator.shape[0]), operator.dtype)))
+        self._nothing = at_hand(_no_rows(operator.shape[0], np.dtype(operator.dtype)))
         self.basis = self.products = self._nothing
         self.inner = self.outer = np.zeros((0, 0))
         self._known = np.zeros((len(columns_of(operator.layers)), 0, 0))  # of [Q, HQ], by layer
@@ -98,68 +99,104 @@ class Split:
         self.basis = self.products = self._nothing
         self.residuals.let_go()
 
-    def deflate(self, basis: Block) -> None:
+    def deflate(self, basis: Block, blocks: Iterable[tf.Tensor] = ()) -> None:
         """Adds rows (k, n), orthonormal to each other, to the basis; drops the probes.
 
         The probes so far may have shaped the rows; those to come must not.
+
+        Args:
+            basis: The rows.
+            blocks: Probes to come, as for `probe`. The first of them are multiplied with the last
+                rows, where both fit into a block.
         """
         self._drop_probes()
-        if not basis.shape[0]:
-            return
+        blocks = iter(blocks)
+        if basis.shape[0]:
+            signs = next(blocks, None)
+            samples = self._add_rows(basis, signs)
+            if samples is not None:
+                self._add_samples(*samples)
+            elif signs is not None:
+                self.probe([signs])
+        self.probe(blocks)
+
+    def _add_rows(
+        self, basis: Block, signs: tf.Tensor | None
+    ) -> tuple[tf.Tensor, Block, np.ndarray] | None:
+        """Adds rows to the basis; what `_add_samples` takes, where probes fit beside them."""
         if self.rank:  # orthogonal to the rows that are there, which rounding took away from
             basis = combine([self.basis], -gram(self.basis, basis), onto=basis)
             basis, _ = leading_basis([basis], basis.shape[0])
-        parts = []
-        size = self._operator.block_size
+        before, size = self.rank, self._operator.block_size
+        images = [self.products] if before else []
+        samples = None
+        self.basis = join([self.basis, basis]) if before else basis
         for first in range(0, basis.shape[0], size):
-            mean = WeightedSum()
-            products = self._fold_products(some(basis, first, first + size))
-            for share, square in zip(self.shares, self._squares, strict=True):
-                part = next(products)
-                mean.add(share, part)
-                if len(self._squares) > 1:
-                    cross, own = gram(self.basis, part), gram(basis, part)
-                    squares = 2.0 * (square_sums(part).sum() - np.sum(cross**2))
-                    self.folds += float(square * (squares - np.sum(own**2)))
-                del part  # while the next is made
-            parts.append(mean.total())
-        self.num_deflated += basis.shape[0]
-        if self.rank:
-            basis, parts = join([self.basis, basis]), [self.products, *parts]
-        self.basis, self.products = basis, join(parts)
-        k = basis.shape[0]
+            rows = some(basis, first, first + size)
+            k = int(rows.shape[0])
+            beside = signs is not None and k + signs.shape[0] <= size
+            if beside:  # so these rows are the last
+                rows = join([rows, self._outside(signs)])
+            products, folds = self._multiply(rows, known=before, twice=k)
+            self.folds += float(np.sum(folds[:k]))
+            if beside:
+                products = at_hand(products)
+                samples = signs, products[k:], folds[k:]
+            images.append(some(products, 0, k))
+        self.num_deflated += int(basis.shape[0])
+        self.products = join(images)
+        k = int(self.basis.shape[0])
         columns = columns_of(self._operator.layers)
         self._known = grams([self.basis, self.products], 2 * k, columns)
         found = self._known.sum(axis=0)
         self.inner = (found[:k, k:] + found[k:, :k]) / 2.0
         self.outer = found[k:, k:]
         self._drop_probes()
+        return samples
 
     def probe(self, blocks: Iterable[tf.Tensor]) -> None:
         """Adds samples from blocks of Rademacher vectors, (w, n) each."""
         for signs in blocks:
-            block = signs
-            if self.rank:
-                block = combine([self.basis], -gram(self.basis, signs), onto=signs)
-            mean, folds = WeightedSum(), np.zeros(block.shape[0])
-            products = self._fold_products(block)
-            for share, square in zip(self.shares, self._squares, strict=True):
-                part = next(products)
-                mean.add(share, part)
-                if len(self._squares) > 1:
-                    inside = np.sum(gram(self.basis, part) ** 2, axis=0)
-                    folds += square * (square_sums(part) - inside)
-                del part
-            tails, quadratics = self.residuals.add(signs, mean.total())
-            self.tails = np.append(self.tails, tails)
-            self.quadratics = np.append(self.quadratics, quadratics)
-            self.fold_tails = np.append(self.fold_tails, folds)
+            self._add_samples(signs, *self._multiply(self._outside(signs)))
+
+    def _add_samples(self, signs: tf.Tensor, products: Block, folds: np.ndarray) -> None:
+        tails, quadratics = self.residuals.add(signs, products)
+        self.tails = np.append(self.tails, tails)
+        self.quadratics = np.append(self.quadratics, quadratics)
+        self.fold_tails = np.append(self.fold_tails, folds)
         self._spread = None
 
-    def _fold_products(self, block: Block) -> Iterator[tf.Tensor]:
-        """The products of each fold."""
-        self.num_matvecs += block.shape[0]
-        return self._operator.fold_products(as_tensor(block))
+    def _outside(self, signs: tf.Tensor) -> Block:
+        """Pv of probes v."""
+        if not self.basis.shape[0]:
+            return signs
+        return combine([self.basis], -gram(self.basis, signs), onto=signs)
+
+    def _multiply(
+        self, rows: Block, *, known: int = 0, twice: int = 0
+    ) -> tuple[tf.Tensor, np.ndarray]:
+        """The products of some rows, and what each adds to `folds` or is of `fold_tails`.
+
+        Args:
+            rows: (k, n).
+            known: Rows of the basis that were in it before.
+            twice: How many of the rows are others of the basis: what their products have outside
+                of those before counts twice, as rows and as columns of H.
+        """
+        count = int(rows.shape[0])
+        self.num_matvecs += count
+        products = self._operator.fold_products(as_tensor(rows))
+        factors = np.where(np.arange(count) < twice, 2.0, 1.0)
+        mean, folds = WeightedSum(), np.zeros(count)
+        for share, square in zip(self.shares, self._squares, strict=True):
+            part = next(products)
+            mean.add(share, part)
+            if len(self._squares) > 1:
+                inside = gram(self.basis, part) ** 2
+                outside = square_sums(part) - inside[:known].sum(axis=0)
+                folds += square * (factors * outside - inside[known:].sum(axis=0))
+            del part  # while the next is made
+        return mean.total(), folds
 
     def layer_squares(self) -> dict[str, tuple[float, np.ndarray, Spread]]:
         """||rows of H||_F^2 of each layer: a known part, samples (m,) of the rest, their spread.
@@ -216,22 +253,8 @@ class Split:
         freedom = 2.0 / min(precisions(guess, whole, variation, m, pairs))
         return pooled_variance(of_samples, of_pairs, whole, variation, m, pairs), freedom
 
-    def variance_left(self) -> float:
-        """What part of the variance a basis of all but two of the residuals would leave.
 
-        The span of the others is projected out of each pair of residuals (the Schur complement
-        of their Gram matrix); a basis is projected out on both sides of H, which leaves the
-        same share once more.
-        """
-        products = self.residuals.products_at_hand
-        m = len(products)
-        scale = np.trace(products) / max(1, m)
-        if m < 4 or not scale > 0.0:
-            return 1.0
-        i, j = np.triu_indices(m, 1)
-        inverse = np.linalg.pinv(products / scale, rcond=1e-13, hermitian=True)
-        left = inverse[i, j] / np.maximum(
-            inverse[i, i] * inverse[j, j] - inverse[i, j] ** 2, np.finfo(float).tiny
-        )
-        now = np.mean((products[i, j] / scale) ** 2)
-        return min(1.0, float(np.mean(left**2) / max(now, np.finfo(float).tiny))) ** 2
+@functools.cache
+def _no_rows(size: int, dtype: np.dtype) -> tf.Tensor:
+    """(0, size), made once: small models notice."""
+    return tf.zeros([0, size], dtype)

@@ -11,7 +11,7 @@ from keras_hessian_callback.rows import Block, as_tensor, at_hand, empty, join, 
 Seed = int | tuple[int, int]
 
 PROBES = ("rademacher", "normal")
-BLOCK_SIZE = 8  # vectors: more save little, where these share a gradient
+BLOCK_SIZE = 8  # vectors: more save little, where these share a gradient, but for small models
 _BITS = 32  # of a random word
 _SIGN, _ONE = -(2**31), 0x3F800000  # the sign of a float32 and the number 1, as words
 _PHILOX = 1  # TensorFlow's number for this algorithm

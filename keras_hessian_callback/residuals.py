@@ -71,6 +71,7 @@ class Residuals:
         known, crossing = self._known.sum(axis=0), self._crossing
         self.gram = np.block([[known, crossing], [crossing.T, self._products.sum(axis=0)]])
         self.products_at_hand = self.mixing.T @ self.gram @ self.mixing
+        self._inverted: np.ndarray | None = None
 
     def add(self, signs: Block, images: Block) -> tuple[np.ndarray, np.ndarray]:
         """Takes in HPv (w, n) of probes v (w, n); gives ||r||^2 and v'r, (w,) each."""
@@ -170,6 +171,43 @@ class Residuals:
             inside = shadows.T @ known[:k, :k] @ shadows
             parts[name] = parts.get(name, 0.0) + products - inside
         return parts
+
+    @property
+    def _inverse(self) -> np.ndarray:
+        """Of `products_at_hand`, over their mean square."""
+        if self._inverted is None:
+            own = self.products_at_hand
+            own = own / (np.trace(own) / len(own))
+            self._inverted = np.linalg.pinv(own, rcond=1e-13, hermitian=True)
+        return self._inverted
+
+    def variance_left(self) -> float:
+        """What part of the variance a basis of all but two of those at hand would leave.
+
+        The span of the others is projected out of each pair of residuals (the Schur complement
+        of their Gram matrix); a basis is projected out on both sides of H, which leaves the
+        same share once more.
+        """
+        products, m = self.products_at_hand, self._at_hand
+        scale = np.trace(products) / max(1, m)
+        if m < 4 or not scale > 0.0:
+            return 1.0
+        i, j = np.triu_indices(m, 1)
+        inverse = self._inverse
+        left = inverse[i, j] / np.maximum(
+            inverse[i, i] * inverse[j, j] - inverse[i, j] ** 2, np.finfo(float).tiny
+        )
+        now = np.mean((products[i, j] / scale) ** 2)
+        return min(1.0, float(np.mean(left**2) / max(now, np.finfo(float).tiny))) ** 2
+
+    def in_common(self) -> float:
+        """The mean part of a square ||r||^2 that lies in the span of the others at hand."""
+        own, m = self.products_at_hand, self._at_hand
+        if m < 2 or not np.trace(own) > 0.0:
+            return 0.0
+        # 1 over the part outside.
+        sizes = np.diagonal(self._inverse) * (np.diagonal(own) / (np.trace(own) / m))
+        return 1.0 - float(np.mean(1.0 / np.maximum(sizes, 1.0)))
 
     def mean_of_diagonals(self) -> float:
         """The mean over pairs of sum_k (v_k r_k) (w_k s_k): of the square of PHP's diagonal."""

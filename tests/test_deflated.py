@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from keras_hessian_callback import Deflated, Lanczos, deflation, krylov, residuals, rows
+from keras_hessian_callback import Deflated, Lanczos, deflation, krylov, linalg, residuals, rows
 from keras_hessian_callback.estimators import deflated as estimator_module
 from keras_hessian_callback.estimators import lanczos
 from keras_hessian_callback.operators.linear_operator import DenseOperator
@@ -104,10 +104,30 @@ def test_what_is_on_a_gpu_is_worked_on_there(monkeypatch):
     noise = np.random.default_rng(0).normal(size=(3, 120, 120))
     folds = matrix + 0.01 * (noise + noise.transpose(0, 2, 1))
     on_host = list(measured())
-    for module in (rows, deflation, residuals, krylov, lanczos):
+    for module in (rows, deflation, residuals, krylov, linalg, lanczos):
         monkeypatch.setattr(module, "at_hand", lambda block: block)
     for host, device in zip(on_host, measured(), strict=True):
         np.testing.assert_allclose(device, host, rtol=1e-8)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 12, 32])
+def test_numbers_do_not_depend_on_what_is_multiplied_together(block_size):
+    """In wide blocks the first probes come beside the basis, carried or made on the way."""
+
+    def measured(size):
+        folded.block_size = layered.block_size = size
+        for operator, settings in ((folded, {}), (folded, {"max_matvecs": 40}), (layered, {})):
+            state = None
+            for step in range(3):
+                estimates, state = Deflated(**settings)(operator, seed=(0, step), state=state)
+                yield [(e.value, e.lower, e.upper, e.num_matvecs) for e in estimates.values()]
+
+    matrix = symmetric_matrix(SPECTRA["outliers"])
+    noise = np.random.default_rng(0).normal(size=(3, 120, 120))
+    folds = matrix + 0.01 * (noise + noise.transpose(0, 2, 1))
+    folded, layered = Folded(folds, np.array([0.5, 0.3, 0.2])), Layered(matrix)
+    for found, expected in zip(measured(block_size), measured(8), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def test_the_norm_of_the_population_is_found_from_folds():

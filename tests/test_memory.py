@@ -103,10 +103,10 @@ def test_growth_counts_memory_that_the_process_had_kept(onednn):
 def test_small_problems_are_not_cut():
     model, data = tanh_classifier()
     operator = HessianOperator(model, data)
-    assert (operator.batch_size, operator.block_size) == (10, 8)
+    assert (operator.batch_size, operator.block_size) == (10, 32)
     assert operator.room > 1e6
     report = measure_curvature(model, data)
-    assert (report.batch_size, report.block_size) == (10, 8)
+    assert (report.batch_size, report.block_size) == (10, 32)
 
 
 def test_examples_and_vectors_are_cut_to_stay_within_the_limit():
@@ -128,7 +128,7 @@ def test_examples_and_vectors_are_cut_to_stay_within_the_limit():
 
 
 @pytest.mark.parametrize(
-    ("limit", "examples", "vectors"), [(3e6, 300, 8), (2e5, 173, 8), (3e4, 10, 8)]
+    ("limit", "examples", "vectors"), [(3e6, 300, 32), (2e5, 173, 8), (3e4, 10, 8)]
 )
 def test_the_plan_shares_the_limit_out(limit, examples, vectors, monkeypatch):
     model, (x, y) = tanh_classifier()

@@ -24,7 +24,7 @@ from peers.parent import Worker, WorkerError
 PROBES = 8
 ERRORS = (0.01, 0.02, 0.05)
 GRID = (6, 12, 24, 48, 108)  # products of the peers' other estimators
-OURS_WARM = (6, 8, 10, 12, 16, 20)
+OURS_WARM = (6, 8, 10, 12, 14, 16, 20)
 OURS_COLD = (20, 40, 80)
 _UNTRAINED_LIMIT = 12
 # That a method may take at the next number of products, all repetitions together.
@@ -157,6 +157,8 @@ def _ours(
                 [run | {"value": run["values"][quantity]} for run in samples], value, quantity
             )
             for option, samples in runs.items()
+            # With few products there may be no basis, so no largest eigenvalue: it is not reached.
+            if all(math.isfinite(run["values"][quantity]) for run in samples)
         }
         needed = {
             str(e): next(

@@ -177,8 +177,7 @@ class Deflated:
         spare = min(most, self.max_matvecs // 10)
         rank, first, planned = self._carried_plan(carried, spare, most)
         if carried is not None and rank:
-            split.deflate(carried.leading(rank))
-            split.probe(draws.take(min(first, self.max_matvecs - rank)))
+            split.deflate(carried.leading(rank), draws.take(min(first, self.max_matvecs - rank)))
         else:
             split.probe(draws.take(int(max(2, min(round(self.max_matvecs / 3), 16, kept)))))
         while split.finite and not (planned and self._reached(split)):
@@ -187,8 +186,9 @@ class Deflated:
                 break
             added, width, planned = self._next(split, left, most)
             if added:
-                split.deflate(split.residuals.leading(added))
-            split.probe(draws.take(width))
+                split.deflate(split.residuals.leading(added), draws.take(width))
+            else:
+                split.probe(draws.take(width))
         top = split
         if split.finite and not split.rank and spare:
             # A flat spectrum: these are for its ends and for the next measurement alone.
@@ -247,7 +247,7 @@ class Deflated:
 
     def _next(self, split: Split, left: int, most: int) -> tuple[int, int, bool]:
         """How many residuals to add to the basis, probes to draw then, and if these should do."""
-        now, share = split.spread.variance, split.variance_left()
+        now, share = split.spread.variance, split.residuals.variance_left()
         m = len(split.tails)
         square = split.exact + float(np.mean(split.tails))
         best, outlook = 0, self._outlook(now, square, 0, left, drawn=m)

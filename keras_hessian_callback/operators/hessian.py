@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_hessian_callback.data import check_batch_size, check_training
 from keras_hessian_callback.errors import ran_out_of_memory, summary
 from keras_hessian_callback.generators import global_generators_kept
-from keras_hessian_callback.linalg import BLOCK_SIZE, Seed
+from keras_hessian_callback.linalg import Seed
 from keras_hessian_callback.memory import check_memory_limit
 from keras_hessian_callback.objective import LossFn, Model, Objective
 from keras_hessian_callback.operators.drawn import Draws
@@ -149,7 +149,7 @@ class HessianOperator:
     @property
     def block_size(self) -> int:
         """Vectors that are multiplied at a time."""
-        return min(self._traced.portions.vectors or BLOCK_SIZE, self._plan.block_size)
+        return min(self._traced.portions.vectors or self._plan.block_size, self._plan.block_size)
 
     @property
     def peak_bytes(self) -> float:

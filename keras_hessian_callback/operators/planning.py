@@ -18,6 +18,8 @@ from keras_hessian_callback.replicas import Workers, devices_of, workers_of
 _PER_VECTOR, _BESIDE = 3, 4
 _CHECK = 21  # vectors of float32 that the check of derivatives in float64 holds at most
 _FOR_VECTORS, _FOR_EXAMPLES = 0.45, 0.3  # of the limit, for a block at most, for examples at least
+# Where starting operations takes most of the time: vectors, numbers of a block, part of the limit.
+_WIDEST, _SMALL, _LITTLE = 32, 2**20, 0.02
 _WANTED = 100  # vectors that estimators do well with
 _FIRST, _TIMES = 2, 8  # examples that are looked at; then so many times as many
 _SEEN = 2**26  # bytes from which a growth of memory tells something
@@ -31,7 +33,7 @@ class Plan:
 
     Attributes:
         vectors: That are multiplied at a time at most; None: not known.
-        block_size: That are best multiplied at a time, no more than `BLOCK_SIZE`.
+        block_size: That are best multiplied at a time.
         examples: That are computed on at a time; None: all.
         bytes: That products take then, beside the model and the data; NaN where not known.
         room: Vectors that an estimator may hold beside.
@@ -65,15 +67,18 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bo
 
 def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: bool) -> Plan:
     """What fits here, by the memory that products on a few examples take."""
-    free = free_bytes()
+    free, vector = free_bytes(), _vector(traced)
     if limit is None:
         if free is None:
-            return Plan(None, BLOCK_SIZE, None, math.nan, _UNKNOWN // _vector(traced))
+            return Plan(None, BLOCK_SIZE, None, math.nan, _UNKNOWN // vector)
         limit = free // 2
-    vector = _vector(traced)
     checked = _CHECK * vector <= max(limit, 0.8 * (free or 0))
-    fits = max(1, int((_FOR_VECTORS * limit / vector - _BESIDE) / _PER_VECTOR))
-    block_size = min(BLOCK_SIZE, fits)
+    fits, few = (
+        max(1, int((share * limit / vector - _BESIDE) / _PER_VECTOR))
+        for share in (_FOR_VECTORS, _LITTLE)
+    )
+    wide = min(_WIDEST, few, _SMALL // traced.num_parameters)
+    block_size = min(max(BLOCK_SIZE, wide), fits)
     held = vectors_held(block_size) * vector
     allowed = max(_FOR_EXAMPLES * limit, limit - held - _WANTED * vector)
     unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector), checked)
