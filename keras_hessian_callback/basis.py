@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.deflation import Split
+from keras_hessian_callback.grams import leading_basis
 from keras_hessian_callback.linalg import Seed, words_of
 from keras_hessian_callback.operators.linear_operator import LinearOperator
-from keras_hessian_callback.rows import Block, leading_basis, some
+from keras_hessian_callback.rows import Block, some
 
 _LEAST = 1e-3  # part of a residual's square that counts: it comes last, but comes
 
@@ -101,7 +102,7 @@ def next_basis(split: Split, top: Split, most: int) -> Basis | None:
         blocks, products = residuals.rows, residuals.gram
         mixing = np.append(images, scale * residuals.mixing, axis=1)
     else:
-        blocks, products = [top.products, *residuals.images], None
+        blocks, products = [*top.products, *residuals.images], None
         mixing = np.diag(np.repeat([1.0, scale], [k, count]))
     top.let_go()
     split.let_go()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.grams import gram, grams, leading_basis
 from keras_hessian_callback.operators.linear_operator import LinearOperator
 from keras_hessian_callback.residuals import Residuals, columns_of
 from keras_hessian_callback.rows import (
@@ -15,10 +16,7 @@ from keras_hessian_callback.rows import (
     as_tensor,
     at_hand,
     combine,
-    gram,
-    grams,
     join,
-    leading_basis,
     some,
     square_sums,
 )
@@ -49,7 +47,8 @@ class Split:
 
     Attributes:
         shares: s_f.
-        basis, products: Q and HQ, as rows (k, n).
+        basis: Q, as rows (k, n).
+        products: HQ, in blocks of such rows.
         inner, outer: Q'HQ and (HQ)'HQ, (k, k), in float64.
         residuals: PHPv of each probe.
         tails, quadratics: The samples ||PHPv||^2 and v'PHPv, (m,).
@@ -66,7 +65,8 @@ class Split:
         self.shares, self.dtype = operator.shares, operator.dtype
         self._squares = np.square(operator.shares)
         self._nothing = at_hand(_no_rows(operator.shape[0], np.dtype(operator.dtype)))
-        self.basis = self.products = self._nothing
+        self.basis = self._nothing
+        self.products: list[Block] = []
         self.inner = self.outer = np.zeros((0, 0))
         self._known = np.zeros((len(columns_of(operator.layers)), 0, 0))  # of [Q, HQ], by layer
         self.folds = 0.0
@@ -74,7 +74,7 @@ class Split:
         self._drop_probes()
 
     def _drop_probes(self) -> None:
-        along = [self.basis, self.products]
+        along = [self.basis, *self.products]
         self.residuals = Residuals(self._operator.layers, along, self._known, self._room)
         self._spread: Spread | None = None
         self.tails = self.quadratics = self.fold_tails = np.zeros(0)
@@ -96,7 +96,7 @@ class Split:
 
     def let_go(self) -> None:
         """Holds no vectors any more: what they add up to stays."""
-        self.basis = self.products = self._nothing
+        self.basis, self.products = self._nothing, []
         self.residuals.let_go()
 
     def deflate(self, basis: Block, blocks: Iterable[tf.Tensor] = ()) -> None:
@@ -128,7 +128,6 @@ class Split:
             basis = combine([self.basis], -gram(self.basis, basis), onto=basis)
             basis, _ = leading_basis([basis], basis.shape[0])
         before, size = self.rank, self._operator.block_size
-        images = [self.products] if before else []
         samples = None
         self.basis = join([self.basis, basis]) if before else basis
         for first in range(0, basis.shape[0], size):
@@ -142,12 +141,11 @@ class Split:
             if beside:
                 products = at_hand(products)
                 samples = signs, products[k:], folds[k:]
-            images.append(some(products, 0, k))
+            self.products.append(some(products, 0, k))
         self.num_deflated += int(basis.shape[0])
-        self.products = join(images)
         k = int(self.basis.shape[0])
         columns = columns_of(self._operator.layers)
-        self._known = grams([self.basis, self.products], 2 * k, columns)
+        self._known = grams([self.basis, *self.products], 2 * k, columns)
         found = self._known.sum(axis=0)
         self.inner = (found[:k, k:] + found[k:, :k]) / 2.0
         self.outer = found[k:, k:]
@@ -226,7 +224,7 @@ class Split:
         """
         values, vectors = np.linalg.eigh(self.inner)
         values, vectors = values[[0, -1]], vectors[:, [0, -1]]
-        residuals = combine([self.basis, self.products], np.append(-values * vectors, vectors, 0))
+        residuals = combine([self.basis, *self.products], np.append(-values * vectors, vectors, 0))
         return list(zip(values.tolist(), np.sqrt(square_sums(residuals)).tolist(), strict=True))
 
     @property

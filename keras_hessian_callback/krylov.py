@@ -5,8 +5,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.grams import gram
 from keras_hessian_callback.operators.linear_operator import LinearOperator
-from keras_hessian_callback.rows import Block, as_tensor, at_hand, combine, gram, join, square_sums
+from keras_hessian_callback.rows import Block, as_tensor, at_hand, combine, join, square_sums
 
 # In units of the dtype's epsilon, relative to ||H||.
 _ROUNDING = 16.0  # of a step

@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_hessian_callback.grams import grams, leading_basis
 from keras_hessian_callback.rows import (
     Block,
     at_hand,
-    combine,
-    grams,
     join,
-    leading_basis,
     pieces,
     square_sums,
 )
@@ -35,7 +33,7 @@ class Residuals:
 
     Args:
         layers: Names and entries of the parts of a vector.
-        along: Q and HQ, as rows (k, n); P = I - QQ'.
+        along: Q (k, n), and HQ in blocks of as many rows; P = I - QQ'.
         known: The Gram matrices of these rows, (p, 2 k, 2 k) in float64, by layer.
         room: Products HPv that may be kept, at least 2.
 
@@ -52,6 +50,7 @@ class Residuals:
     ) -> None:
         self._layers, self._along, self._known, self._room = layers, list(along), known, room
         self._rank = int(along[0].shape[0])
+        self._dtype = tf.as_dtype(along[0].dtype).as_numpy_dtype
         self._groups: list[np.ndarray] = []
         self._groups_of_layers: list[dict[str, np.ndarray]] = []
         self._signed: Any = 0.0  # sum of v * r, entry by entry
@@ -102,10 +101,10 @@ class Residuals:
         """The sums that go entry by entry, while r is made piece by piece; v'r, (w,)."""
         width = images.shape[0]
         signs, images, basis = at_hand(signs), at_hand(images), at_hand(self._along[0])
-        shadows = self._shadows[:, -width:]
+        shadows = np.ascontiguousarray(self._shadows[:, -width:].T, self._dtype)
         dots, signed, squared = np.zeros(width), [], []
         for columns in pieces(images, rows=2 * width + self._rank):
-            part = combine([basis[:, columns]], -shadows, onto=images[:, columns])
+            part = images[:, columns] - shadows @ basis[:, columns]
             products = signs[:, columns] * part
             if self._unit != 1.0:
                 part = part / float(self._unit or 1.0)

@@ -1,4 +1,4 @@
-"""Blocks of long vectors, a vector a row: sums, products in float64, combinations, bases.
+"""Blocks of long vectors, a vector a row: sums in float64, and combinations.
 
 What is in main memory is summed by NumPy, so many columns at a time that they stay in a core's
 cache: one pass over long rows takes longer than what is done in it. The rows of small models are
@@ -21,7 +21,6 @@ _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**1
 _FEW = 2**20  # numbers: to combine more, TensorFlow takes less time
 _LENGTH = 2**22  # columns that TensorFlow combines at a time, so that sums on the way stay small
 _ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
-_ORTHONORMAL = 0.1  # rows off by no more are orthonormal to rounding after a pass of Cholesky QR
 
 
 def at_hand(block: Block) -> Block:
@@ -60,49 +59,6 @@ def some(block: Block, first: int, last: int) -> Block:
 def square_sums(block: Block) -> np.ndarray:
     """||row||^2 of a block (k, n), summed in float64: (k,)."""
     return row_dots(block, block)
-
-
-def gram(left: Block, right: Block) -> np.ndarray:
-    """The float64 matrix left right' of two blocks (k, n) and (l, n): (k, l)."""
-    return grams([left, right], right.shape[0], own=False)[0]
-
-
-def gram_of(blocks: Sequence[Block]) -> np.ndarray:
-    """The float64 Gram matrix of the rows of all blocks (k_i, n), in order."""
-    return grams(blocks, sum(block.shape[0] for block in blocks))[0]
-
-
-def grams(
-    blocks: Sequence[Block],
-    last: int,
-    parts: Sequence[slice] = (slice(None),),
-    *,
-    own: bool = True,
-) -> np.ndarray:
-    """The float64 products of some columns of all rows with those of the last rows, part by part.
-
-    Args:
-        blocks: (k_i, n), whose k rows count in order.
-        last: Number l of rows that the others are multiplied with.
-        parts: Columns.
-        own: Whether the last rows are multiplied with each other, too.
-
-    Returns:
-        (p, k, l), a matrix for each part; (p, k - l, l) without their own.
-    """
-    blocks = [at_hand(block) for block in blocks]
-    rows = sum(block.shape[0] for block in blocks)
-    kept = rows if own else rows - last
-    totals = np.zeros([len(parts), kept, last])
-    if not totals.size:
-        return totals
-    for total, part in zip(totals, parts, strict=True):
-        for columns in pieces(blocks[0], part, rows=rows, products=kept * last):
-            a = _doubles(blocks, columns)
-            a, b = a[:kept], a[rows - last :]
-            host = isinstance(a, np.ndarray)
-            total += a @ b.T if host else tf.matmul(a, b, transpose_b=True).numpy()
-    return totals
 
 
 def row_dots(left: Block, right: Block) -> np.ndarray:
@@ -264,48 +220,3 @@ def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, "uint8")
     first = -memory.ctypes.data % _ALIGNMENT
     return memory[first : first + size].view(dtype).reshape(shape)
-
-
-def leading_basis(
-    blocks: list[Block],
-    rank: int,
-    *,
-    mixing: np.ndarray | None = None,
-    products: np.ndarray | None = None,
-) -> tuple[Block, np.ndarray]:
-    """The leading right singular vectors of a matrix, orthonormal to rounding.
-
-    By passes over Gram matrices (k, k), summed in float64 (Yamamoto et al. 2015, on Cholesky QR
-    twice): no Householder factorisation of the long rows. The first takes the eigenvectors, to
-    have the directions in order and to leave out those within rounding; another makes up for
-    what was lost to rounding there, and a third where that was much.
-
-    Args:
-        blocks: (k_i, n), finite: k rows in all. The list is emptied, so that what nobody else
-            holds makes way.
-        rank: Number of vectors wanted; fewer come where the rows span no more.
-        mixing: (k, l): the l rows of the matrix as combinations of those of the blocks; None:
-            these themselves.
-        products: (k, k), the Gram matrix of the blocks' rows in float64; None: not at hand.
-
-    Returns:
-        (r, n) with orthonormal rows; and (l, l), what each row of the matrix adds to the square of
-        each singular value, these descending: the sums over rows are the squares.
-    """
-    products = gram_of(blocks) if products is None else products
-    mixing = np.eye(len(products)) if mixing is None else mixing
-    squares, vectors = np.linalg.eigh(mixing.T @ products @ mixing)
-    squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
-    # Of the block's entries, and of the Gram matrix.
-    epsilon = np.finfo(tf.as_dtype(blocks[0].dtype).as_numpy_dtype).eps
-    rounding = max(1e4 * epsilon**2, 16.0 * np.finfo(float).eps)
-    kept = squares[:rank] > max(rounding * squares.max(initial=0.0), np.finfo(float).tiny)
-    leading = np.flatnonzero(kept)
-    basis = combine(blocks, mixing @ vectors[:, leading] / np.sqrt(squares[leading]))
-    blocks.clear()
-    off = math.inf if len(leading) else 0.0  # from orthonormal
-    while off > _ORTHONORMAL:
-        products = gram_of([basis])
-        off = float(np.abs(products - np.eye(len(leading))).max())
-        basis = combine([basis], np.linalg.inv(np.linalg.cholesky(products)).T)
-    return basis, squares * vectors**2

@@ -10,7 +10,16 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from keras_hessian_callback import Deflated, Lanczos, deflation, krylov, linalg, residuals, rows
+from keras_hessian_callback import (
+    Deflated,
+    Lanczos,
+    deflation,
+    grams,
+    krylov,
+    linalg,
+    residuals,
+    rows,
+)
 from keras_hessian_callback.estimators import deflated as estimator_module
 from keras_hessian_callback.estimators import lanczos
 from keras_hessian_callback.operators.linear_operator import DenseOperator
@@ -104,7 +113,7 @@ def test_what_is_on_a_gpu_is_worked_on_there(monkeypatch):
     noise = np.random.default_rng(0).normal(size=(3, 120, 120))
     folds = matrix + 0.01 * (noise + noise.transpose(0, 2, 1))
     on_host = list(measured())
-    for module in (rows, deflation, residuals, krylov, linalg, lanczos):
+    for module in (rows, grams, deflation, residuals, krylov, linalg, lanczos):
         monkeypatch.setattr(module, "at_hand", lambda block: block)
     for host, device in zip(on_host, measured(), strict=True):
         np.testing.assert_allclose(device, host, rtol=1e-8)
