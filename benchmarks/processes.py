@@ -11,17 +11,21 @@ import keras
 import numpy as np
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_own_process(function: Callable[..., Any], *arguments: Any, watched: bool = True) -> Any:
     """What a function of a module gives, called in a fresh process.
 
-    TensorFlow takes its memory there from the system, so that it can be watched: with oneDNN its
-    own allocator keeps what was freed, and what is filled again looks like none.
+    Args:
+        function: The function.
+        arguments: Its own.
+        watched: Whether TensorFlow takes its memory there from the system, so that it can be
+            watched: with oneDNN its own allocator keeps what was freed, and what is filled again
+            looks like none. To time what users have, it is not.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: If the process dies, as where the system
             ran out of memory.
     """
-    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "true")
+    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "true" if watched else "false"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

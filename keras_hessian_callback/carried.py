@@ -47,11 +47,13 @@ class CarriedState:
         if not carries and not spectra.columns:
             return
         arrays = (arrays if carries else {}) | spectra.arrays()
-        buffer = io.BytesIO()
-        np.savez(buffer, matrix=matrix, step=np.int64(step), carries=np.bool_(carries), **arrays)
-        with tf.io.gfile.GFile(f"{self._path}.part", "wb") as file:
-            file.write(buffer.getvalue())
-        tf.io.gfile.rename(f"{self._path}.part", self._path, overwrite=True)
+        part, is_local = f"{self._path}.part", "://" not in self._path
+        with open(part, "wb") if is_local else io.BytesIO() as file:
+            np.savez(file, matrix=matrix, step=np.int64(step), carries=np.bool_(carries), **arrays)
+            if isinstance(file, io.BytesIO):
+                with tf.io.gfile.GFile(part, "wb") as far:
+                    far.write(file.getvalue())
+        tf.io.gfile.rename(part, self._path, overwrite=True)
 
     def load(self, restore: Restore, *, matrix: str) -> tuple[Any, Spectra, int] | None:
         """State, spectra and their step; None where there is no file of the same kind."""

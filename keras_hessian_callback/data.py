@@ -63,6 +63,9 @@ class HeldOutData:
         if self.num_examples == 0:
             raise ValueError("`data` holds 0 examples; pass at least one.")
 
+    def __repr__(self) -> str:
+        return f"<{self.num_examples} examples>"
+
     def micro_batches(self, batch_size: int | None) -> list[Batch]:
         """The examples in order, `batch_size` at a time; None: all in one.
 

@@ -1,6 +1,5 @@
 """The Frobenius norm in three terms along a basis, summed as the products come in."""
 
-import functools
 import math
 from collections.abc import Iterable
 
@@ -64,7 +63,7 @@ class Split:
         self._operator, self._room = operator, room
         self.shares, self.dtype = operator.shares, operator.dtype
         self._squares = np.square(operator.shares)
-        self._nothing = at_hand(_no_rows(operator.shape[0], np.dtype(operator.dtype)))
+        self._nothing = np.zeros((0, operator.shape[0]), operator.dtype)
         self.basis = self._nothing
         self.products: list[Block] = []
         self.inner = self.outer = np.zeros((0, 0))
@@ -106,51 +105,51 @@ class Split:
 
         Args:
             basis: The rows.
-            blocks: Probes to come, as for `probe`. The first of them are multiplied with the last
-                rows, where both fit into a block.
+            blocks: Probes to come, as for `probe`. Where there is room for all, the first of them
+                are multiplied with the last rows, if both fit into a block.
         """
         self._drop_probes()
         blocks = iter(blocks)
         if basis.shape[0]:
-            signs = next(blocks, None)
-            samples = self._add_rows(basis, signs)
-            if samples is not None:
-                self._add_samples(*samples)
-            elif signs is not None:
-                self.probe([signs])
+            before = self.rank
+            self._extend(basis)
+            del basis
+            self._multiply_basis(before, next(blocks, None))
         self.probe(blocks)
 
-    def _add_rows(
-        self, basis: Block, signs: tf.Tensor | None
-    ) -> tuple[tf.Tensor, Block, np.ndarray] | None:
-        """Adds rows to the basis; what `_add_samples` takes, where probes fit beside them."""
+    def _extend(self, basis: Block) -> None:
         if self.rank:  # orthogonal to the rows that are there, which rounding took away from
             basis = combine([self.basis], -gram(self.basis, basis), onto=basis)
             basis, _ = leading_basis([basis], basis.shape[0])
-        before, size = self.rank, self._operator.block_size
-        samples = None
-        self.basis = join([self.basis, basis]) if before else basis
-        for first in range(0, basis.shape[0], size):
-            rows = some(basis, first, first + size)
-            k = int(rows.shape[0])
-            beside = signs is not None and k + signs.shape[0] <= size
-            if beside:  # so these rows are the last
+            basis = join([self.basis, basis])
+        self.basis = basis
+        self.residuals.let_go()  # of the basis before
+
+    def _multiply_basis(self, before: int, signs: tf.Tensor | None) -> None:
+        """Takes in the products of the rows after the first, and of probes."""
+        size, k = self._operator.block_size, int(self.basis.shape[0])
+        beside = None
+        for first in range(before, k, size):
+            rows = some(self.basis, first, min(first + size, k))
+            count = int(rows.shape[0])
+            if signs is not None and count + signs.shape[0] <= size and self._room == math.inf:
+                beside = signs  # so these rows are the last
                 rows = join([rows, self._outside(signs)])
-            products, folds = self._multiply(rows, known=before, twice=k)
-            self.folds += float(np.sum(folds[:k]))
-            if beside:
-                products = at_hand(products)
-                samples = signs, products[k:], folds[k:]
-            self.products.append(some(products, 0, k))
-        self.num_deflated += int(basis.shape[0])
-        k = int(self.basis.shape[0])
+            products, folds = self._multiply(rows, known=before, twice=count)
+            self.folds += float(np.sum(folds[:count]))
+            products = products if beside is None else at_hand(products)
+            self.products.append(some(products, 0, count))
+        self.num_deflated += k - before
         columns = columns_of(self._operator.layers)
         self._known = grams([self.basis, *self.products], 2 * k, columns)
         found = self._known.sum(axis=0)
         self.inner = (found[:k, k:] + found[k:, :k]) / 2.0
         self.outer = found[k:, k:]
         self._drop_probes()
-        return samples
+        if beside is not None:
+            self._add_samples(beside, products[count:], folds[count:])
+        elif signs is not None:
+            self.probe([signs])
 
     def probe(self, blocks: Iterable[tf.Tensor]) -> None:
         """Adds samples from blocks of Rademacher vectors, (w, n) each."""
@@ -250,9 +249,3 @@ class Split:
         variation, pairs = self.spread.variation, m * (m - 1)
         freedom = 2.0 / min(precisions(guess, whole, variation, m, pairs))
         return pooled_variance(of_samples, of_pairs, whole, variation, m, pairs), freedom
-
-
-@functools.cache
-def _no_rows(size: int, dtype: np.dtype) -> tf.Tensor:
-    """(0, size), made once: small models notice."""
-    return tf.zeros([0, size], dtype)

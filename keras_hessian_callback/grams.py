@@ -60,7 +60,7 @@ def grams(
     totals = np.zeros([len(parts), kept, last])
     if not totals.size:
         return totals
-    on_host = isinstance(blocks[0], np.ndarray)
+    on_host = all(isinstance(block, np.ndarray) for block in blocks)
     length = _STRETCH if on_host else size
     tasks = [
         (index, slice(first, min(first + length, stop)))
@@ -96,9 +96,9 @@ def _of_arrays(
     # Of a matrix with its own transpose, one triangle in steps; NumPy's own way takes longer.
     bounds = [0, rows // 4, rows // 2, rows] if whole else [rows - last, rows]
     width = max(16, min(_WIDTH, _SERIAL // (kept * (bounds[-1] - bounds[-2]))))
-    lengths = [part.stop - part.start for part in parts]
-    depth = min(_NUMBERS // (rows * width), sum(-(-length // width) for length in lengths))
-    stack = np.empty((max(1, depth), rows, width))  # one for all: fresh memory costs more
+    matrices = [-(-(part.stop - part.start) // width) for part in parts]
+    depth = max(1, min(_NUMBERS // (rows * width), sum(matrices)))
+    stack = np.empty((depth, rows, width))  # one for all: fresh memory costs more
     totals = np.zeros((len(parts), kept, last))
     filled: list[tuple[int, int, int]] = []  # the part, and the matrices that hold some of it
 
@@ -113,15 +113,14 @@ def _of_arrays(
         filled.clear()
 
     for index, part in enumerate(parts):
-        first = part.start
-        while first < part.stop:
+        for first in range(part.start, part.stop, depth * width):
+            columns = slice(first, min(first + depth * width, part.stop))
             start = filled[-1][2] if filled else 0
-            last_one = min(part.stop, first + (len(stack) - start) * width)
-            end = start + _fill(stack[start:], blocks, slice(first, last_one))
-            filled.append((index, start, end))
-            first = last_one
-            if end == len(stack):
+            # Cut where its own length says, whatever comes before: sums are to be the same.
+            if start and start + matrices[index] > depth:
                 multiply()
+                start = 0
+            filled.append((index, start, start + _fill(stack[start:], blocks, columns)))
     if filled:
         multiply()
     return np.triu(totals) + np.triu(totals, 1).swapaxes(1, 2) if whole else totals

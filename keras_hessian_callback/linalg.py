@@ -94,8 +94,8 @@ def probes(
     blocks = []
     for word in range(first // _BITS, -(-numbers.stop // _BITS)):  # of which each probe is a bit
         bits = [number - word * _BITS for number in numbers if number // _BITS == word]
-        blocks.append(_signs(_words(size, seed, word), np.array(bits, "int32"), np.dtype(dtype)))
-    return as_tensor(join(blocks))
+        blocks.append(_signs(_words(size, seed, word), np.array(bits, "int32")))
+    return tf.cast(as_tensor(join(blocks)), dtype)
 
 
 def uniforms(count: int, seed: Seed) -> np.ndarray:
@@ -118,7 +118,8 @@ def _key(seed: Seed, number: int) -> tf.Tensor:
 
 def _words(size: int, seed: Seed, number: int) -> Block:
     """Random words (n,) as a function of seed and number, where TensorFlow has its vectors."""
-    key, *counter = np.random.SeedSequence([*words_of(seed), number]).generate_state(3, "uint64")
+    entropy = np.array([*words_of(seed), number], "uint64").view("uint32")  # of one length
+    key, *counter = np.random.SeedSequence(entropy).generate_state(3, "uint64")
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=tf.constant([size]),
         key=tf.constant([key], tf.uint64),
@@ -129,19 +130,19 @@ def _words(size: int, seed: Seed, number: int) -> Block:
     return at_hand(words)
 
 
-def _signs(words: Block, bits: np.ndarray, dtype: np.dtype) -> Block:
-    """Signs (k, n), of k bits of n words: each in the place of a float's sign, of the number 1."""
+def _signs(words: Block, bits: np.ndarray) -> Block:
+    """Signs (k, n) in float32, of k bits of n words: each in the place of its sign, of a 1."""
     shifts = _BITS - 1 - bits[:, None]
     if not isinstance(words, np.ndarray):
         shifted = tf.bitwise.bitwise_and(tf.bitwise.left_shift(words, shifts), _SIGN)
-        return tf.cast(tf.bitcast(tf.bitwise.bitwise_or(shifted, _ONE), tf.float32), dtype)
+        return tf.bitcast(tf.bitwise.bitwise_or(shifted, _ONE), tf.float32)
     signs = empty((len(bits), len(words)), words.dtype)
     for columns in pieces(signs, rows=len(bits) + 1):
         place = signs[:, columns]
         np.left_shift(words[columns], shifts, out=place)
         place &= np.int32(_SIGN)
         place |= np.int32(_ONE)
-    return signs.view("float32").astype(dtype, copy=False)
+    return signs.view("float32")
 
 
 def machine_epsilon(dtypes: Iterable[tf.DType]) -> float:

@@ -103,7 +103,9 @@ class Residuals:
         signs, images, basis = at_hand(signs), at_hand(images), at_hand(self._along[0])
         shadows = np.ascontiguousarray(self._shadows[:, -width:].T, self._dtype)
         dots, signed, squared = np.zeros(width), [], []
-        for columns in pieces(images, rows=2 * width + self._rank):
+        for columns in pieces(
+            images, rows=2 * width + self._rank, products=max(1, width * self._rank)
+        ):
             part = images[:, columns] - shadows @ basis[:, columns]
             products = signs[:, columns] * part
             if self._unit != 1.0:

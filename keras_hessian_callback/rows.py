@@ -114,6 +114,7 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     Returns:
         (l, n).
     """
+    blocks = [block for block in blocks if block.shape[0]] or blocks[:1]
     views = [at_hand(block) for block in blocks]
     size = int(views[0].shape[1])
     if isinstance(views[0], np.ndarray) and coefficients.shape[1] * size <= _FEW:

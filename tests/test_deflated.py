@@ -20,6 +20,7 @@ from keras_hessian_callback import (
     residuals,
     rows,
 )
+from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators import deflated as estimator_module
 from keras_hessian_callback.estimators import lanczos
 from keras_hessian_callback.operators.linear_operator import DenseOperator
@@ -137,6 +138,39 @@ def test_numbers_do_not_depend_on_what_is_multiplied_together(block_size):
     folded, layered = Folded(folds, np.array([0.5, 0.3, 0.2])), Layered(matrix)
     for found, expected in zip(measured(block_size), measured(8), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 7, 32])
+def test_sums_along_a_basis_are_those_of_the_matrices(block_size):
+    """Rows that join others, with probes beside them or after; against whole matrices."""
+    rng = np.random.default_rng(0)
+    folds = rng.normal(size=(3, 60, 60))
+    folds, shares = folds + folds.transpose(0, 2, 1), np.array([0.5, 0.3, 0.2])
+    operator = Folded(folds, shares)
+    operator.block_size = block_size
+    rows = np.linalg.qr(rng.normal(size=(60, 60)))[0]
+    split, rank = Split(operator), 0
+    for count, width in ((5, 3), (4, 2), (6, 9), (5, 4)):
+        signs = rng.choice([-1.0, 1.0], size=(width, 60))
+        split.deflate(tf.constant(rows[rank : rank + count]), [tf.constant(signs)])
+        rank += count
+    outside = np.eye(60) - rows[:rank].T @ rows[:rank]
+
+    def squares(matrix):
+        rest = outside @ matrix @ outside
+        return np.sum(matrix**2) - np.sum(rest**2), np.sum((rest @ signs.T) ** 2, axis=0), rest
+
+    exact, tails, rest = squares(np.tensordot(shares, folds, axes=1))
+    of_folds = [squares(fold)[:2] for fold in folds]
+    np.testing.assert_allclose(split.exact, exact, rtol=1e-10)
+    np.testing.assert_allclose(split.tails, tails, rtol=1e-10)
+    quadratics = np.einsum("ki,ij,kj->k", signs, rest, signs)
+    np.testing.assert_allclose(split.quadratics, quadratics, rtol=1e-10, atol=1e-10)
+    parts = zip(*of_folds, strict=True)
+    within = [sum(s**2 * p for s, p in zip(shares, part, strict=True)) for part in parts]
+    np.testing.assert_allclose(split.folds, within[0], rtol=1e-10)
+    np.testing.assert_allclose(split.fold_tails, within[1], rtol=1e-10)
+    assert (split.num_matvecs, split.num_deflated) == (38, 20)
 
 
 def test_the_norm_of_the_population_is_found_from_folds():

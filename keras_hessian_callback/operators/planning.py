@@ -68,17 +68,17 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bo
 def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: bool) -> Plan:
     """What fits here, by the memory that products on a few examples take."""
     free, vector = free_bytes(), _vector(traced)
+    wide = min(_WIDEST, _SMALL // traced.num_parameters)
     if limit is None:
         if free is None:
-            return Plan(None, BLOCK_SIZE, None, math.nan, _UNKNOWN // vector)
+            return Plan(None, max(BLOCK_SIZE, wide), None, math.nan, _UNKNOWN // vector)
         limit = free // 2
     checked = _CHECK * vector <= max(limit, 0.8 * (free or 0))
     fits, few = (
         max(1, int((share * limit / vector - _BESIDE) / _PER_VECTOR))
         for share in (_FOR_VECTORS, _LITTLE)
     )
-    wide = min(_WIDEST, few, _SMALL // traced.num_parameters)
-    block_size = min(max(BLOCK_SIZE, wide), fits)
+    block_size = min(max(BLOCK_SIZE, min(wide, few)), fits)
     held = vectors_held(block_size) * vector
     allowed = max(_FOR_EXAMPLES * limit, limit - held - _WANTED * vector)
     unseen = Plan(fits, block_size, None, math.nan, max(0, (limit - held) // vector), checked)
