@@ -47,8 +47,8 @@ smallest and the largest in brackets.
 {_measurements(results)}
 
 From some ten thousand weights on what is beside the products grows with n: with a basis of 15
-vectors and 5 probes Gram matrices in float64 take 1,100 multiplications a weight and combinations
-of vectors 700. So models of 300,000 weights are no small ones here.
+vectors and 5 probes Gram matrices in float64 take about 1,050 multiplications a weight, and
+combinations of vectors 770. So models of 300,000 weights are no small ones here.
 """
 
 

@@ -69,11 +69,11 @@ def grams(
         for first in range(start, stop, length)
     ]
 
-    def work(own: Sequence[tuple[int, slice]]) -> Any:
+    def work(share: Sequence[tuple[int, slice]]) -> Any:
         with np.errstate(invalid="ignore", over="ignore"):  # a thread has its own
             if on_host:
-                return _of_arrays(blocks, [part for _, part in own], kept, last)
-            return [_of_tensors(blocks, part, kept, last) for _, part in own]
+                return _of_arrays(blocks, [part for _, part in share], kept, last)
+            return [_of_tensors(blocks, part, kept, last) for _, part in share]
 
     threads = min(len(tasks), size // _STRETCH, _MOST) if on_host else 1
     threads = min(threads, _cores()) if threads > 1 else 1

@@ -69,8 +69,8 @@ def row_dots(left: Block, right: Block) -> np.ndarray:
     if not total.size:
         return total
     for columns in pieces(left, rows=2 * left.shape[0]):
-        a = _doubles([left], columns)
-        b = a if same else _doubles([right], columns)
+        a = _doubles(left, columns)
+        b = a if same else _doubles(right, columns)
         host = isinstance(a, np.ndarray)
         total += np.einsum("ki,ki->k", a, b) if host else tf.reduce_sum(a * b, axis=1).numpy()
     return total
@@ -95,12 +95,10 @@ def pieces(
         yield slice(first, min(first + length, stop))
 
 
-def _doubles(blocks: Sequence[Block], columns: slice) -> Block:
-    """Some columns of the rows of all blocks in float64."""
-    parts = [block[:, columns] for block in blocks]
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts, dtype="float64")
-    return tf.cast(tf.concat(parts, axis=0), tf.float64)
+def _doubles(block: Block, columns: slice) -> Block:
+    """Some columns of a block in float64."""
+    part = block[:, columns]
+    return part.astype("float64") if isinstance(part, np.ndarray) else tf.cast(part, tf.float64)
 
 
 def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | None = None) -> Block:
