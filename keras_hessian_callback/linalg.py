@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_hessian_callback.rows import Block, as_tensor, at_hand, empty, join, pieces
+from keras_hessian_callback.rows import (
+    Block,
+    are_few,
+    as_tensor,
+    at_hand,
+    empty,
+    join,
+    pieces,
+)
 
 Seed = int | tuple[int, int]
 
@@ -116,23 +124,24 @@ def _key(seed: Seed, number: int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(pair, number, alg="philox")
 
 
-def _words(size: int, seed: Seed, number: int) -> Block:
+def _words(size: int, seed: Seed, number: int) -> tf.Tensor:
     """Random words (n,) as a function of seed and number, where TensorFlow has its vectors."""
     entropy = np.array([*words_of(seed), number], "uint64").view("uint32")  # of one length
     key, *counter = np.random.SeedSequence(entropy).generate_state(3, "uint64")
-    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=tf.constant([size]),
         key=tf.constant([key], tf.uint64),
         counter=tf.constant(counter, tf.uint64),
         alg=_PHILOX,
         dtype=tf.int32,
     )
-    return at_hand(words)
 
 
-def _signs(words: Block, bits: np.ndarray) -> Block:
+def _signs(words: tf.Tensor, bits: np.ndarray) -> Block:
     """Signs (k, n) in float32, of k bits of n words: each in the place of its sign, of a 1."""
     shifts = _BITS - 1 - bits[:, None]
+    if are_few(len(bits), *words.shape):
+        words = at_hand(words)
     if not isinstance(words, np.ndarray):
         shifted = tf.bitwise.bitwise_and(tf.bitwise.left_shift(words, shifts), _SIGN)
         return tf.bitcast(tf.bitwise.bitwise_or(shifted, _ONE), tf.float32)

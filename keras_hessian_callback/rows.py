@@ -2,8 +2,8 @@
 
 What is in main memory is summed by NumPy, so many columns at a time that they stay in a core's
 cache: one pass over long rows takes longer than what is done in it. The rows of small models are
-combined by NumPy, too, which takes less time than TensorFlow's calls do; those of large ones by
-TensorFlow, on all cores. What is on a GPU stays there.
+made by NumPy, too, which takes less time than TensorFlow's calls do; those of large ones by
+TensorFlow. What is on a GPU stays there.
 """
 
 import math
@@ -18,9 +18,18 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 # Columns at a time: so many that they stay in a core's cache, and fewer than NumPy starts threads
 # for, which wait for each other on a busy machine.
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
-_FEW = 2**20  # numbers: to combine more, TensorFlow takes less time
+_FEW = 2**20  # numbers: to make more, TensorFlow takes less time
 _LENGTH = 2**22  # columns that TensorFlow combines at a time, so that sums on the way stay small
 _ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
+
+
+def are_few(*shape: int) -> bool:
+    """Whether so many numbers are made by NumPy in less time than by TensorFlow.
+
+    Where they are many it makes them on all cores, and in memory that it keeps: what NumPy makes
+    the system would have to give anew each time.
+    """
+    return math.prod(shape) <= _FEW
 
 
 def at_hand(block: Block) -> Block:
@@ -43,12 +52,12 @@ def join(blocks: Sequence[Block]) -> Block:
     """The rows of all blocks in order; without a copy of a single one."""
     if len(blocks) == 1:
         return blocks[0]
-    blocks = [at_hand(block) for block in blocks]
-    if not isinstance(blocks[0], np.ndarray):
-        return tf.concat(blocks, 0)
     rows = sum(block.shape[0] for block in blocks)
-    place = empty((rows, *blocks[0].shape[1:]), blocks[0].dtype)
-    return np.concatenate(blocks, out=place)
+    views = [at_hand(block) for block in blocks]
+    if not isinstance(views[0], np.ndarray) or not are_few(rows, *views[0].shape[1:]):
+        return tf.concat([as_tensor(block) for block in blocks], 0)
+    place = empty((rows, *views[0].shape[1:]), views[0].dtype)
+    return np.concatenate(views, out=place)
 
 
 def some(block: Block, first: int, last: int) -> Block:
@@ -115,7 +124,7 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     blocks = [block for block in blocks if block.shape[0]] or blocks[:1]
     views = [at_hand(block) for block in blocks]
     size = int(views[0].shape[1])
-    if isinstance(views[0], np.ndarray) and coefficients.shape[1] * size <= _FEW:
+    if isinstance(views[0], np.ndarray) and are_few(coefficients.shape[1], size):
         return _combine_few(views, coefficients, None if onto is None else at_hand(onto))
     if size <= _LENGTH:
         return _combine_many(blocks, coefficients, onto)
@@ -156,57 +165,31 @@ def _combine_few(
 class WeightedSum:
     """The sum of blocks (k, n), each times a number, as they come in.
 
-    Of arrays it is made in a place of its own, piece by piece: results of TensorFlow's operations
-    would each take fresh memory, which costs as long as the sum. A single block takes no pass.
+    Numbers that are all the same are multiplied with once, at the end.
 
-    Memory: the blocks are not kept, but the first until another comes.
+    Memory: the sum so far and the next, and a third block where numbers differ. It is
+    TensorFlow's, which keeps what it had from the system: fresh memory for each sum would cost
+    many times as long as adding.
     """
 
     def __init__(self) -> None:
-        self._first: tuple[float, Block] | None = None
-        self._sum: Block | None = None
+        self._factor, self._sum = 1.0, None
 
     def add(self, weight: float, block: Block) -> None:
         """Takes in a block times a number."""
-        if self._first is None and self._sum is None:
-            self._first = float(weight), block
-            return
-        terms = [self._first] if self._first else []
-        terms.append((float(weight), block))
-        self._first = None
-        views = [(factor, at_hand(part)) for factor, part in terms]
-        held = [part for _, part in views] + ([] if self._sum is None else [self._sum])
-        if all(isinstance(part, np.ndarray) for part in held):
-            self._add_in_place(views)
-            return
-        for factor, part in views:
-            part = _scaled(as_tensor(part), factor)
-            self._sum = part if self._sum is None else as_tensor(self._sum) + part
-
-    def _add_in_place(self, terms: Sequence[tuple[float, np.ndarray]]) -> None:
-        block = terms[0][1]
-        fresh, total = self._sum is None, self._sum
-        if total is None:
-            total = self._sum = empty(block.shape, block.dtype)
-        with np.errstate(invalid="ignore", over="ignore"):  # as TensorFlow has it
-            for columns in pieces(block, rows=2 * max(1, block.shape[0])):
-                place = total[:, columns]
-                if fresh:
-                    place[:] = 0.0
-                for factor, part in terms:
-                    place += factor * part[:, columns]
+        block, weight = as_tensor(block), float(weight)
+        if self._sum is None:
+            self._factor, self._sum = weight, block
+        elif weight == self._factor:
+            self._sum = self._sum + block
+        else:
+            self._sum, self._factor = _scaled(self._sum, self._factor), 1.0
+            self._sum = self._sum + _scaled(block, weight)
 
     def total(self, scale: float = 1.0) -> tf.Tensor:
         """The sum times a number. It is given away: another begins."""
-        if self._first is not None:
-            (factor, block), self._first = self._first, None
-            return _scaled(as_tensor(block), factor * scale)
         block, self._sum = self._sum, None
-        if scale != 1.0 and isinstance(block, np.ndarray):
-            with np.errstate(invalid="ignore", over="ignore"):
-                block *= float(scale)
-            scale = 1.0
-        return _scaled(as_tensor(block), scale)
+        return _scaled(block, self._factor * float(scale))
 
 
 def _scaled(block: tf.Tensor, factor: float) -> tf.Tensor:

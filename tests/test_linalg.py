@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_hessian_callback import rows
 from keras_hessian_callback.linalg import BLOCK_SIZE, map_rows, pack, probes, unpack
 
 
@@ -45,11 +46,18 @@ def test_rademacher_probes_are_signs():
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 def test_probes_have_identity_covariance(distribution):
     """Each of the 55 entries is off by at most 5 standard deviations: false-fail rate 3e-5."""
-    rows = draw(distribution, size=10, count=4000)
-    covariance = rows.T @ rows / 4000
+    drawn = draw(distribution, size=10, count=4000)
+    covariance = drawn.T @ drawn / 4000
     deviation = np.sqrt((1 + (distribution == "normal") * np.eye(10)) / 4000)
     assert (np.abs(covariance - np.eye(10)) <= 5 * deviation + 1e-6).all()
-    assert (np.abs(rows.mean(axis=0)) <= 5 / np.sqrt(4000)).all()
+    assert (np.abs(drawn.mean(axis=0)) <= 5 / np.sqrt(4000)).all()
+
+
+@pytest.mark.parametrize("first", [0, 30])
+def test_probes_are_the_same_by_numpy_and_by_tensorflow(first, monkeypatch):
+    by_numpy = draw(first=first, count=35)
+    monkeypatch.setattr(rows, "_FEW", 0)
+    np.testing.assert_array_equal(draw(first=first, count=35), by_numpy)
 
 
 def test_seeds_steps_and_numbers_give_different_probes():

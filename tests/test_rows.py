@@ -9,6 +9,7 @@ from keras_hessian_callback.rows import (
     WeightedSum,
     as_tensor,
     combine,
+    join,
     row_dots,
     square_sums,
 )
@@ -31,7 +32,17 @@ def test_reductions_are_in_double_precision():
 
 
 @pytest.mark.usefixtures("where")
-@pytest.mark.parametrize("weights", [[1.0], [2.0], [0.5, 0.5], [0.25, 3.0, -1.0]])
+@pytest.mark.parametrize("few", [2**20, 0])
+@pytest.mark.parametrize("size", [3, 90])
+def test_blocks_are_joined(few, size, monkeypatch):
+    monkeypatch.setattr(room, "_FEW", few)
+    matrix = np.random.default_rng(0).normal(size=(5, size))
+    given = [matrix[:2], tf.constant(matrix[2:2]), tf.constant(matrix[2:])]
+    np.testing.assert_array_equal(join(given), matrix)
+    assert join(given[2:]) is given[2]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [2.0], [0.5, 0.5], [0.5, 0.5, 3.0, -1.0], [0.0, 2.0]])
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @pytest.mark.parametrize(("rows", "dtype"), [(3, "float32"), (0, "float32"), (2, "float64")])
 def test_blocks_are_summed_by_their_weights(weights, scale, rows, dtype):
@@ -47,19 +58,6 @@ def test_blocks_are_summed_by_their_weights(weights, scale, rows, dtype):
     np.testing.assert_allclose(found, expected, atol=1e-6 * scale)
     for before, after in zip(blocks, given, strict=True):
         np.testing.assert_array_equal(before, after)
-
-
-@pytest.mark.parametrize("on_a_gpu", [{0}, {1}, {2}, {0, 1}, {1, 2}])
-def test_blocks_on_different_devices_are_summed(on_a_gpu, monkeypatch):
-    blocks = [tf.fill([2, 5], 10.0**number) for number in range(3)]
-    there = [blocks[number] for number in on_a_gpu]
-    at_hand = room.at_hand
-    is_there = lambda block: any(block is other for other in there)  # noqa: E731
-    monkeypatch.setattr(room, "at_hand", lambda b: b if is_there(b) else at_hand(b))
-    total = WeightedSum()
-    for block in blocks:
-        total.add(1.0, block)
-    np.testing.assert_array_equal(total.total(), np.full((2, 5), 111.0))
 
 
 @pytest.mark.filterwarnings("error")
