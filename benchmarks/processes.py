@@ -6,9 +6,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
+
+# With them memory is taken from the system and given back at once, so that it can be watched:
+# TensorFlow's own allocator keeps what was freed, and what is filled again looks like none; glibc
+# keeps blocks of up to 32 MiB, in several places for several threads, which looks like more.
+_WATCHED = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "true", "MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, watched: bool = True) -> Any:
@@ -17,17 +23,18 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, watched: bool 
     Args:
         function: The function.
         arguments: Its own.
-        watched: Whether TensorFlow takes its memory there from the system, so that it can be
-            watched: with oneDNN its own allocator keeps what was freed, and what is filled again
-            looks like none. To time what users have, it is not.
+        watched: Whether the memory that it holds is what is in use. To time what users have, it
+            is not.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: If the process dies, as where the system
             ran out of memory.
     """
-    os.environ["TF_ONEDNN_USE_SYSTEM_ALLOCATOR"] = "true" if watched else "false"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with (
+        mock.patch.dict(os.environ, _WATCHED if watched else {}),
+        ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
         return pool.submit(function, *arguments).result()
 
 

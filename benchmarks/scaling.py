@@ -1,9 +1,11 @@
-"""Times products, and takes their peak memory, as sizes grow; each size in its own process.
+"""Times products, and takes their peak memory, as sizes grow; each size in processes of its own.
 
 Run:  python benchmarks/scaling.py [--rounds 5] [--sweeps parameters ...] [--quick]
 
-Sweeps that are not asked for keep the figures that they had. `--quick` rehearses on a few small
-sizes and saves nothing; most are in one process then, so that their memory tells nothing.
+Each size is in two: products are timed with TensorFlow's own allocator, as users have it, and the
+memory is watched with the system's. Sweeps that are not asked for keep the figures that they had.
+`--quick` rehearses on a few small sizes and saves nothing; most are in one process then, so that
+their memory tells nothing.
 """
 
 import argparse
@@ -77,23 +79,34 @@ SWEEPS = {
 }
 
 
-def measure(name: str, size: int, rounds: int, memory_limit: int | None) -> dict[str, Any]:
-    """All figures of one size. Memory is beyond that of the built model and its data."""
-    sweep = SWEEPS[name]
-    block = size if sweep.block is None else sweep.block
-    model, x, y = sweep.build(size)
+def watch_memory(name: str, size: int, limit: dict[str, int]) -> dict[str, Any]:
+    """Memory at one size, beyond that of the built model and its data."""
+    model, x, y = SWEEPS[name].build(size)
     warm_up()
     before = settle()
-    limit = {} if memory_limit is None else {"memory_limit": memory_limit}
     with MemoryWatch() as construction:
-        start = time.perf_counter()
         operator = HessianOperator(model, (x, y), **limit)
-        first_seconds = time.perf_counter() - start
     settle()
     with MemoryWatch() as product:
-        vectors = tf.random.stateless_normal([block, operator.shape[0]], [0, 0])
+        vectors = tf.random.stateless_normal([_width(name, size), operator.shape[0]], [0, 0])
         force(operator.row_products(vectors))
-    peak = peak_memory()
+    return {
+        "memory_mb": {"construction": construction.peak_mb - before}
+        | {"product": product.peak_mb - before},
+        "process_peak_mb": peak_memory(),
+        "at_a_time": plan(operator),
+    }
+
+
+def time_products(name: str, size: int, limit: dict[str, int], rounds: int) -> dict[str, Any]:
+    """Seconds at one size, of blocks and gradients in turns."""
+    model, x, y = SWEEPS[name].build(size)
+    warm_up()
+    start = time.perf_counter()
+    operator = HessianOperator(model, (x, y), **limit)
+    first_seconds = time.perf_counter() - start
+    block = _width(name, size)
+    vectors = tf.random.stateless_normal([block, operator.shape[0]], [0, 0])
     gradient = gradient_function(model, x, y)
     clocks: list[np.ndarray] = []
     times = interleaved(
@@ -118,11 +131,11 @@ def measure(name: str, size: int, rounds: int, memory_limit: int | None) -> dict
         "cores_busy": float((user + system) / wall),
         "share_of_system": float(system / (user + system)),
         "construction_seconds": first_seconds,
-        "memory_mb": {"construction": construction.peak_mb - before}
-        | {"product": product.peak_mb - before},
-        "process_peak_mb": peak,
-        "at_a_time": plan(operator),
     }
+
+
+def _width(name: str, size: int) -> int:
+    return SWEEPS[name].block or size
 
 
 def _clocks_of(function: Callable[[], object]) -> np.ndarray:
@@ -161,11 +174,14 @@ def main() -> None:
     if arguments.quick:
         _rehearse(arguments.sweeps)
         return
-    limit = int(arguments.memory_limit * 2**30)
+    limit = {"memory_limit": int(arguments.memory_limit * 2**30)}
     sweeps = load(_FILE)["sweeps"] if (RESULTS / f"{_FILE}.json").exists() else {}
     for name in arguments.sweeps:
-        sizes = SWEEPS[name].sizes
-        points = [in_own_process(measure, name, size, arguments.rounds, limit) for size in sizes]
+        points = [
+            in_own_process(time_products, name, size, limit, arguments.rounds, watched=False)
+            | in_own_process(watch_memory, name, size, limit)
+            for size in SWEEPS[name].sizes
+        ]
         _print_table(name, points)
         sweeps[name] = {"points": points}
         save(_FILE, environment("scipy") | {"rounds": arguments.rounds, "sweeps": sweeps})
@@ -174,7 +190,10 @@ def main() -> None:
 def _rehearse(names: list[str]) -> None:
     for name in names:
         call = in_own_process if SWEEPS[name].own_devices else _in_this_process
-        points = [call(measure, name, size, 1, None) for size in SWEEPS[name].quick]
+        points = [
+            call(time_products, name, size, {}, 1) | call(watch_memory, name, size, {})
+            for size in SWEEPS[name].quick
+        ]
         if points:
             _print_table(name, points)
 

@@ -50,12 +50,13 @@ def _introduction(results: Mapping[str, Any]) -> str:
     return f"""\
 ## How the cost grows
 
-Each size in a process of its own. Seconds of a product are those of a block, shared by its vectors;
-they are timed in turns with the gradient. Memory is the peak beyond what the process held when
-model and data were built and TensorFlow had started: of the construction of a `HessianOperator`,
-and of the first block of products after it, the block itself and its products included, once the
-allocator has given back what the construction left free. *In the system* is the share of a block's
-CPU time that the kernel spent for it, which is mostly on pages of fresh memory.
+Each size in processes of its own. Seconds of a product are those of a block, shared by its vectors;
+they are timed in turns with the gradient, with TensorFlow's own allocator. Memory is the peak of
+another process, which gives back at once what is free, beyond what it held when model and data were
+built and TensorFlow had started: of the construction of a `HessianOperator`, and of the first block
+of products after it, the block itself and its products included. What allocators keep for later
+comes on top. *In the system* is the share of a block's CPU time that the kernel spent for it, which
+is mostly on pages of fresh memory.
 
 {conditions(results)}
 """
