@@ -10,7 +10,6 @@ from keras_hessian_callback.grams import grams, leading_basis
 from keras_hessian_callback.rows import (
     Block,
     at_hand,
-    join,
     pieces,
     square_sums,
 )
@@ -115,8 +114,8 @@ class Residuals:
             self._fourth_sum += float(_sum(squares * squares))
             signed.append(_sum(products, 0))
             squared.append(_sum(squares, 0))
-        self._signed = self._signed + join(signed)
-        self._squared = self._squared + join(squared)
+        self._signed = self._signed + _end_to_end(signed)
+        self._squared = self._squared + _end_to_end(squared)
         return dots
 
     @property
@@ -222,6 +221,11 @@ class Residuals:
     def _mean_of_pairs(self, total: tf.Tensor, own: float) -> float:
         """Of sum_{i != j} x_i . x_j = ||sum_i x_i||^2 - sum_i ||x_i||^2."""
         return (float(square_sums(total[None])[0]) - own) / (self.count * (self.count - 1.0))
+
+
+def _end_to_end(parts: Sequence[Block]) -> Block:
+    on_host = isinstance(parts[0], np.ndarray)
+    return np.concatenate(parts) if on_host else tf.concat(parts, axis=0)
 
 
 def _sum(block: Block, axis: int | None = None) -> Block:
