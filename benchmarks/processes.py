@@ -15,6 +15,7 @@ import numpy as np
 # TensorFlow's own allocator keeps what was freed, and what is filled again looks like none; glibc
 # keeps blocks of up to 32 MiB, in several places for several threads, which looks like more.
 _WATCHED = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "true", "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+_AS_USERS_HAVE_IT = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "false"}
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, watched: bool = True) -> Any:
@@ -32,7 +33,7 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, watched: bool 
     """
     context = multiprocessing.get_context("spawn")
     with (
-        mock.patch.dict(os.environ, _WATCHED if watched else {}),
+        mock.patch.dict(os.environ, _WATCHED if watched else _AS_USERS_HAVE_IT),
         ProcessPoolExecutor(1, mp_context=context) as pool,
     ):
         return pool.submit(function, *arguments).result()

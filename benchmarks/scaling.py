@@ -191,14 +191,16 @@ def _rehearse(names: list[str]) -> None:
     for name in names:
         call = in_own_process if SWEEPS[name].own_devices else _in_this_process
         points = [
-            call(time_products, name, size, {}, 1) | call(watch_memory, name, size, {})
+            call(time_products, name, size, {}, 1, watched=False)
+            | call(watch_memory, name, size, {})
             for size in SWEEPS[name].quick
         ]
         if points:
             _print_table(name, points)
 
 
-def _in_this_process(function: Callable[..., Any], *arguments: Any) -> Any:
+def _in_this_process(function: Callable[..., Any], *arguments: Any, watched: bool = True) -> Any:
+    del watched  # nothing is
     return function(*arguments)
 
 

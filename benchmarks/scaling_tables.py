@@ -21,14 +21,13 @@ _TITLES = {
 _BENDS = {
     "parameters": """\
 Up to 1e5 weights the time is that of starting operations, which the vectors of a block share: the
-floor. Between 3e6 and 1e7 it bends up, to five times for 3.3 times the weights. All of that is the
-kernel's, whose part goes from 15 % to 38 %: blocks are then so large that the allocator takes
-fresh pages for each. What is left is linear, 8.6 ns and 9.3 ns for each weight of a product.""",
+floor. From there on it is linear: 10 to 16 ns for each weight of a product. Memory is that of 24
+vectors, 3 for each of the block, above a floor of 22 MB. With the system's allocator, which takes
+fresh pages for blocks above 32 MiB each time, seconds bent up between 3e6 and 1e7, to five times
+for 3.3 times the weights.""",
     "parameters_by_4": """\
-The same bend at the same place, and none beyond it: without the kernel's part a product takes
-8.9 ns for each of 5e7 weights and 9.4 ns for each of 1.2e8. The memory of a product misses the bar
-from below: it grows more slowly than n while weights are few, and with a slope of 0.98 from 5e7 to
-1.2e8.""",
+The same, and no bend up to 1.2e8: 10 to 17 ns for each weight of a product, and 12 vectors. What is
+predicted is for the operator's own block size, which is 4 at the last size alone.""",
 }
 
 

@@ -1,9 +1,9 @@
 """Blocks of long vectors, a vector a row: sums in float64, and combinations.
 
-What is in main memory is summed by NumPy, so many columns at a time that they stay in a core's
-cache: one pass over long rows takes longer than what is done in it. The rows of small models are
-made by NumPy, too, which takes less time than TensorFlow's calls do; those of large ones by
-TensorFlow. What is on a GPU stays there.
+Rows in main memory are multiplied and summed by NumPy, so many columns at a time that they stay in
+a core's cache: one pass over long rows takes longer than what is done in it. New rows of small
+models are made by NumPy, too, which takes less time than TensorFlow's calls do; those of large ones
+by TensorFlow. What is on a GPU stays there.
 """
 
 import math
@@ -26,8 +26,8 @@ _ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at 
 def are_few(*shape: int) -> bool:
     """Whether so many numbers are made by NumPy in less time than by TensorFlow.
 
-    Where they are many it makes them on all cores, and in memory that it keeps: what NumPy makes
-    the system would have to give anew each time.
+    Where they are many it makes them on all cores, and with oneDNN in memory that it keeps: for
+    what NumPy makes the system has to find fresh memory each time.
     """
     return math.prod(shape) <= _FEW
 
@@ -167,13 +167,14 @@ class WeightedSum:
 
     Numbers that are all the same are multiplied with once, at the end.
 
-    Memory: the sum so far and the next, and a third block where numbers differ. It is
-    TensorFlow's, which keeps what it had from the system: fresh memory for each sum would cost
-    many times as long as adding.
+    Memory: the sum so far, and while a block is added the next and, where numbers differ, the
+    product. It is TensorFlow's: NumPy would take fresh memory from the system for each sum, which
+    costs many times as long as adding.
     """
 
     def __init__(self) -> None:
-        self._factor, self._sum = 1.0, None
+        self._factor = 1.0
+        self._sum: tf.Tensor | None = None
 
     def add(self, weight: float, block: Block) -> None:
         """Takes in a block times a number."""
@@ -184,7 +185,8 @@ class WeightedSum:
             self._sum = self._sum + block
         else:
             self._sum, self._factor = _scaled(self._sum, self._factor), 1.0
-            self._sum = self._sum + _scaled(block, weight)
+            block = _scaled(block, weight)
+            self._sum = self._sum + block
 
     def total(self, scale: float = 1.0) -> tf.Tensor:
         """The sum times a number. It is given away: another begins."""

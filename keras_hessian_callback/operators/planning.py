@@ -92,9 +92,8 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: 
     each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)
     examples = size if each * size <= allowed else max(1, int(allowed / each))
-    taken = held + max(0.0, beside + each * examples)
-    if several or examples < size:
-        taken += block_size * vector  # the sum so far
+    sums = several + (examples < size)  # of micro-batches, of portions
+    taken = vectors_held(block_size, sums) * vector + max(0.0, beside + each * examples)
     if examples < size and block_size == 1 and taken > limit:
         warnings.warn(
             f"A product with one vector takes about {taken / 2**20:,.0f} MiB, on {examples} of "
@@ -123,9 +122,14 @@ def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
     )
 
 
-def vectors_held(block_size: int) -> int:
-    """Vectors of n floats that are held while a block of so many is multiplied, at the peak."""
-    return _PER_VECTOR * block_size + _BESIDE
+def vectors_held(block_size: int, sums: int = 0) -> int:
+    """Vectors of n floats that are held while a block of so many is multiplied, at the peak.
+
+    `sums`: of products so far. To add products they are scaled where parts differ in size, and
+    a new sum is made: wide blocks take most then, those vectors and products included.
+    """
+    beside = max(_BESIDE, block_size) if sums else _BESIDE
+    return (_PER_VECTOR + sums) * block_size + beside
 
 
 def _vector(traced: TracedProducts) -> int:
