@@ -64,7 +64,7 @@ def large_models(results: Mapping[str, Any]) -> str:
 With random weights, in float32; ResNet50 on images of 112 x 112. Products are timed in a process
 with TensorFlow's own allocator, as users have it. Memory, construction and measurements are those
 of another, which takes fresh memory from the system for everything, so that it can be seen: a
-product of the embedding takes eight times as long there. Memory is the peak beyond what the process
+product of the embedding takes many times as long there. Memory is the peak beyond what the process
 held when model and data were built and TensorFlow had started; the peak of the process has these in
 it.
 

@@ -69,7 +69,7 @@ class HessianOperator:
     with a product on each two neighbours together, and a block of them on a few examples, on all
     where vectors take most of the memory, to plan it. Memory beside the model's: the activations
     of the gradient and of two products on a micro-batch (on two, in that check), and 3 k + 4
-    vectors of n floats for a block of k, more where micro-batches are summed: `peak_bytes`.
+    vectors of n floats for a block of k, 4 k + 4 where micro-batches are summed: `peak_bytes`.
 
     Example:
 
@@ -155,9 +155,9 @@ class HessianOperator:
     def peak_bytes(self) -> float:
         """Bytes that a block of products was planned to take at its peak, beside model and data.
 
-        (3 k + 4) n floats for k = `block_size`, and the activations of `batch_size` examples. Where
-        products of several micro-batches or portions are summed it is 4 k, where both are 5 k, and
-        the larger of k and 4. NaN where memory cannot be seen.
+        (3 k + 4) n floats for k = `block_size`, k n more where products of several micro-batches
+        are summed and where those of portions are, and the activations of `batch_size` examples.
+        NaN where memory cannot be seen.
         """
         return self._plan.bytes
 

@@ -125,11 +125,10 @@ def _agreed(plan: Plan, size: int, workers: Workers) -> Plan:
 def vectors_held(block_size: int, sums: int = 0) -> int:
     """Vectors of n floats that are held while a block of so many is multiplied, at the peak.
 
-    `sums`: of products so far. To add products they are scaled where parts differ in size, and
-    a new sum is made: wide blocks take most then, those vectors and products included.
+    `sums`: of products so far. To add to one takes no more, but k - 4 where parts differ in size
+    and somebody holds the products that are added.
     """
-    beside = max(_BESIDE, block_size) if sums else _BESIDE
-    return (_PER_VECTOR + sums) * block_size + beside
+    return (_PER_VECTOR + sums) * block_size + _BESIDE
 
 
 def _vector(traced: TracedProducts) -> int:
