@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_hessian_callback.rows import (
+    ALIGNMENT,
     Block,
     are_few,
     as_tensor,
@@ -58,12 +59,15 @@ def map_rows(
     sizes = [math.prod(t.shape) for t in like]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
 
+    shared = all(size * block.dtype.size % ALIGNMENT == 0 for size in sizes)
+
     def of_row(index: tf.Tensor) -> tf.Tensor:
-        # Cut from the block itself: a copy of each part, and none of the row.
-        row = [
-            tf.reshape(tf.slice(block, [index, start], [1, size]), t.shape)
-            for start, size, t in zip(starts, sizes, like, strict=True)
-        ]
+        if shared:  # a row and its parts lie in the memory of the block
+            parts = tf.split(block[index], sizes)
+        else:  # cut from the block itself: a copy of each part, and none of the row
+            cuts = zip(starts, sizes, strict=True)
+            parts = [tf.slice(block, [index, start], [1, size]) for start, size in cuts]
+        row = [tf.reshape(part, t.shape) for part, t in zip(parts, like, strict=True)]
         return pack(function(row), block.dtype)
 
     return tf.map_fn(

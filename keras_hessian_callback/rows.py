@@ -20,7 +20,7 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
 _FEW = 2**20  # numbers: to make more, TensorFlow takes less time
 _LENGTH = 2**22  # columns that TensorFlow combines at a time, so that sums on the way stay small
-_ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
+ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
 
 
 def are_few(*shape: int) -> bool:
@@ -43,7 +43,7 @@ def as_tensor(block: Block) -> tf.Tensor:
     """The block as a tensor, without a copy where it is what `combine` made."""
     if isinstance(block, tf.Tensor):
         return block
-    if block.flags.writeable and block.flags.c_contiguous and not block.ctypes.data % _ALIGNMENT:
+    if block.flags.writeable and block.flags.c_contiguous and not block.ctypes.data % ALIGNMENT:
         return tf.experimental.dlpack.from_dlpack(block.__dlpack__())
     return tf.constant(block)
 
@@ -201,6 +201,6 @@ def _scaled(block: tf.Tensor, factor: float) -> tf.Tensor:
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     """An array that TensorFlow can take as its own memory."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, "uint8")
-    first = -memory.ctypes.data % _ALIGNMENT
+    memory = np.empty(size + ALIGNMENT, "uint8")
+    first = -memory.ctypes.data % ALIGNMENT
     return memory[first : first + size].view(dtype).reshape(shape)

@@ -21,9 +21,14 @@ def test_unpack_inverts_pack():
         np.testing.assert_array_equal(back, tensor)
 
 
-def test_map_rows_takes_blocks_of_any_width():
+@pytest.mark.parametrize(
+    "shapes", [[(2, 3), (), (2,)], [(2, 16), (16,), (3, 32)]], ids=["cut", "shared"]
+)
+def test_map_rows_takes_blocks_of_any_width(shapes):
     """Each variable gets its part of a row, in its shape."""
-    like = [tf.zeros((2, 3)), tf.zeros(()), tf.zeros((2,), tf.float64)]
+    like = [tf.zeros(shape) for shape in shapes]
+    like[-1] = tf.cast(like[-1], tf.float64)
+    sizes = [int(tf.size(t)) for t in like]
 
     @tf.function
     def scaled(block):
@@ -33,10 +38,12 @@ def test_map_rows_takes_blocks_of_any_width():
 
         return map_rows(function, block, like)
 
-    factors = np.array([2, 2, 2, 2, 2, 2, 3, 4, 4], "float32")
+    factors = np.repeat(np.array([2, 3, 4], "float32"), sizes)
     for width in (0, 1, 5):
-        block = tf.random.stateless_normal((width, 9), (1, 2))
-        np.testing.assert_array_equal(scaled(block), factors * block)
+        block = tf.random.stateless_normal((width, sum(sizes)), (1, 2))
+        before = block.numpy().copy()
+        np.testing.assert_array_equal(scaled(block), factors * before)
+        np.testing.assert_array_equal(block, before)
 
 
 def test_rademacher_probes_are_signs():
