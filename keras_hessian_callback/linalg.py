@@ -147,8 +147,8 @@ def _signs(words: tf.Tensor, bits: np.ndarray) -> Block:
     if are_few(len(bits), *words.shape):
         words = at_hand(words)
     if not isinstance(words, np.ndarray):
-        shifted = tf.bitwise.bitwise_and(tf.bitwise.left_shift(words, shifts), _SIGN)
-        return tf.bitcast(tf.bitwise.bitwise_or(shifted, _ONE), tf.float32)
+        bit = np.left_shift(np.int32(1), bits[:, None])
+        return tf.where(tf.equal(tf.bitwise.bitwise_and(words, bit), 0), 1.0, -1.0)
     signs = empty((len(bits), len(words)), words.dtype)
     for columns in pieces(signs, rows=len(bits) + 1):
         place = signs[:, columns]
