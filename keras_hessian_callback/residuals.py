@@ -60,15 +60,9 @@ class Residuals:
 
     def _empty(self) -> None:
         self.images: list[Block] = []
-        self._crossing = np.zeros((2 * self._rank, 0))  # of Q and HQ with HPv
+        self.gram = self._known.sum(axis=0)
         self._products = np.zeros((len(self._known), 0, 0))  # of HPv with each other, by layer
-        self._combine_products()
-
-    def _combine_products(self) -> None:
-        """The Gram matrices of rows and of residuals, from those that were summed."""
-        known, crossing = self._known.sum(axis=0), self._crossing
-        self.gram = np.block([[known, crossing], [crossing.T, self._products.sum(axis=0)]])
-        self.products_at_hand = self.mixing.T @ self.gram @ self.mixing
+        self.products_at_hand = np.zeros((0, 0))
         self._inverted: np.ndarray | None = None
 
     def add(self, signs: Block, images: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -86,15 +80,12 @@ class Residuals:
 
     def _multiply(self, images: Block) -> None:
         """The products of a block with all that is at hand, in one pass."""
-        k, m = self._rank, self._at_hand
-        rows = [*self._along, *self.images, images]
-        found = grams(rows, images.shape[0], columns_of(self._layers))
-        crossing, before, own = np.split(found, [2 * k, 2 * k + m], axis=1)
-        self._crossing = np.append(self._crossing, crossing.sum(axis=0), axis=1)
-        new = np.append(before, own, axis=1).transpose(0, 2, 1)
-        self._products = np.append(np.append(self._products, before, axis=2), new, axis=1)
         self.images.append(images)
-        self._combine_products()
+        found = grams(self.rows, images.shape[0], columns_of(self._layers))
+        self.gram = _bordered(self.gram, found.sum(axis=0))
+        self._products = _bordered(self._products, found[:, 2 * self._rank :])
+        self.products_at_hand = self.mixing.T @ self.gram @ self.mixing
+        self._inverted = None
 
     def _add_entries(self, signs: Block, images: Block) -> np.ndarray:
         """The sums that go entry by entry, while r is made piece by piece; v'r, (w,)."""
@@ -132,7 +123,7 @@ class Residuals:
     @property
     def _shadows(self) -> np.ndarray:
         """S = Q'HPv of those at hand, (k, w)."""
-        return self._crossing[: self._rank]
+        return self.gram[: self._rank, 2 * self._rank :]
 
     def leading(self, rank: int) -> Block:
         """The leading right singular vectors of those that are kept, as rows."""
@@ -221,6 +212,13 @@ class Residuals:
     def _mean_of_pairs(self, total: tf.Tensor, own: float) -> float:
         """Of sum_{i != j} x_i . x_j = ||sum_i x_i||^2 - sum_i ||x_i||^2."""
         return (float(square_sums(total[None])[0]) - own) / (self.count * (self.count - 1.0))
+
+
+def _bordered(matrices: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Symmetric matrices (..., r, r) with more columns (..., r + w, w), and rows of the same."""
+    rows = matrices.shape[-1]
+    wider = np.append(matrices, columns[..., :rows, :], axis=-1)
+    return np.append(wider, columns.swapaxes(-1, -2), axis=-2)
 
 
 def _end_to_end(parts: Sequence[Block]) -> Block:
