@@ -19,7 +19,7 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 # for, which wait for each other on a busy machine.
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
 _FEW = 2**20  # numbers: to make more, TensorFlow takes less time
-_LENGTH = 2**21  # columns that TensorFlow combines at a time, so that the rows' copy stays small
+_WHOLE, _LENGTH = 2**21, 2**17  # columns that TensorFlow combines at once, and of longer rows
 ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
 
 
@@ -126,22 +126,27 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     size = int(views[0].shape[1])
     if isinstance(views[0], np.ndarray) and are_few(coefficients.shape[1], size):
         return _combine_few(views, coefficients, None if onto is None else at_hand(onto))
-    rows, onto = [as_tensor(block) for block in blocks], onto if onto is None else as_tensor(onto)
-    parts = []
-    for first in range(0, size, _LENGTH):
-        columns = slice(first, first + _LENGTH)
-        below = onto if onto is None else onto[:, columns]
-        parts.append(_combine_many([block[:, columns] for block in rows], coefficients, below))
-    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+    return _combine_many(blocks, coefficients, None if onto is None else as_tensor(onto))
 
 
 def _combine_many(
-    blocks: Sequence[tf.Tensor], coefficients: np.ndarray, onto: tf.Tensor | None
+    blocks: Sequence[Block], coefficients: np.ndarray, onto: tf.Tensor | None
 ) -> tf.Tensor:
-    # In one matrix: to multiply block by block, and to add up, takes twice as long.
-    rows = blocks[0] if len(blocks) == 1 else tf.concat(blocks, axis=0)
-    found = tf.matmul(tf.constant(coefficients, rows.dtype), rows, transpose_a=True)
-    return found if onto is None else onto + found
+    # In one matrix: to multiply block by block, and to add up, takes twice as long. Of long rows
+    # it is a piece, in the same memory each time.
+    count, size = len(coefficients), int(blocks[0].shape[1])
+    length, parts, place = size if size <= _WHOLE else _LENGTH, [], np.empty((0, 0))
+    for first in range(0, size, length):
+        columns = slice(first, min(first + length, size))
+        rows = blocks if length == size else [at_hand(block)[:, columns] for block in blocks]
+        if isinstance(rows[0], np.ndarray) and length < size:
+            shape = count, columns.stop - first
+            place = place if place.shape == shape else empty(shape, rows[0].dtype)
+            rows = [np.concatenate(rows, out=place)]
+        matrix = as_tensor(join(rows))
+        part = tf.matmul(tf.constant(coefficients, matrix.dtype), matrix, transpose_a=True)
+        parts.append(part if onto is None else onto[:, columns] + part)
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
 def _combine_few(

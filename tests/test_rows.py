@@ -93,11 +93,23 @@ def test_rows_are_combined(where, few, monkeypatch):
     monkeypatch.setattr(room, "_FEW", few)
     for length in (40, 90):
         monkeypatch.setattr(room, "_HOST_LENGTH", length)
-        monkeypatch.setattr(room, "_LENGTH", length)
+        monkeypatch.setattr(room, "_WHOLE", length)
+        monkeypatch.setattr(room, "_LENGTH", 40)
         np.testing.assert_allclose(combine(blocks, factors), factors.T @ matrix, atol=1e-13)
         found = combine(blocks, factors, onto=tf.constant(added))
         np.testing.assert_allclose(found, factors.T @ matrix + added, atol=1e-13)
         assert isinstance(found, np.ndarray if where == "host" and few else tf.Tensor)
+
+
+def test_long_rows_are_combined_piece_by_piece():
+    """Without a copy of them all, which there is where they are shorter."""
+    rows, size = 24, room._WHOLE + 64
+    blocks, growth = [tf.ones([rows, size]), tf.ones([1, size])], Growth()
+    for _ in range(2):  # what the allocator takes at first is its own choice
+        with growth.watched():
+            found = combine(blocks, np.ones((rows + 1, 1)))
+    assert found[0, -1].numpy() == rows + 1
+    assert 1.0 < growth.bytes / (4 * size) < rows / 3
 
 
 def test_combinations_are_tensors_without_a_copy():
