@@ -225,8 +225,8 @@ def _estimate(
     if failed:
         warnings.warn(
             f"Memory ran out with the vectors of {estimator!r}: the measurement went on with at "
-            f"most {operator.room:,.0f} of them. A lower `memory_limit` takes less from the start. "
-            f"The error was {failed}",
+            f"most {operator.room:,.0f} of them, {operator.block_size} at a time. A lower "
+            f"`memory_limit` takes less from the start. The error was {failed}",
             stacklevel=2,
         )
     return found

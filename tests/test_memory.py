@@ -14,9 +14,11 @@ from keras_hessian_callback import (
     Deflated,
     HessianNormCallback,
     HessianOperator,
+    Hutchinson,
     Lanczos,
     importance,
     measure_curvature,
+    rows,
 )
 from keras_hessian_callback import memory as memory_room
 from keras_hessian_callback.estimators import deflated
@@ -232,6 +234,40 @@ def test_the_room_is_lowered_once_for_all_that_is_drawn(monkeypatch):
     assert len([w for w in warned if "went on with" in str(w.message)]) == 1
     assert max(tried) > 3
     assert max(tried[-2:]) <= 3
+
+
+@pytest.mark.parametrize("stage", ["probes", "sum"])
+@pytest.mark.parametrize(
+    "method", [Deflated(), Hutchinson(), Lanczos()], ids=lambda m: type(m).__name__
+)
+def test_blocks_that_memory_runs_out_on_are_halved(method, stage, monkeypatch):
+    """From the second epoch on more than two vectors at a time do not fit."""
+    model, data = tanh_classifier()
+    estimator = sys.modules[type(method).__module__]
+    epochs, failures = [], []
+
+    def limited(make, width):
+        def limited_to_two(*arguments, **keywords):
+            if len(epochs) > 1 and width(*arguments, **keywords) > 2:
+                failures.append(stage)
+                raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+            return make(*arguments, **keywords)
+
+        return limited_to_two
+
+    if stage == "probes":
+        draw = limited(estimator.probes, lambda *_, count, **__: count)
+        monkeypatch.setattr(estimator, "probes", draw)
+    else:
+        add = limited(rows.WeightedSum.add, lambda total, weight, block: block.shape[0])
+        monkeypatch.setattr(rows.WeightedSum, "add", add)
+    begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    callback = HessianNormCallback(data, method, on_error="raise")
+    with pytest.warns(UserWarning, match="the measurement went on with at most"):
+        model.fit(*data, epochs=3, verbose=0, callbacks=[begin, callback])
+    assert callback.history["epoch"] == [0, 1, 2]
+    assert np.isfinite(callback.history["frobenius_norm"]).all()
+    assert len(failures) < 8
 
 
 def test_an_estimator_that_never_fits_ends_the_measurements_and_not_the_run(monkeypatch):

@@ -167,13 +167,11 @@ class HessianOperator:
         return self._plan.room
 
     def lower_room(self) -> bool:
-        """Halves `room`, where memory ran out on an estimator's vectors; False: it cannot.
+        """Halves `room` and `block_size`, where memory ran out on vectors; False: it cannot.
 
         Workers would have to agree on it: with them nothing is halved.
         """
-        had = 0.0 if workers_of(self.model) else self._plan.room
-        self._plan.room = float(had // 2)
-        return had >= 1
+        return workers_of(self.model) is None and self._plan.lower()
 
     @property
     def pool_size(self) -> int | None:

@@ -47,6 +47,13 @@ class Plan:
     room: float
     checked: bool = True
 
+    def lower(self) -> bool:
+        """Halves `room`, or what estimators do well with, and the block; False: neither can be."""
+        can = self.room >= 1.0 or self.block_size > 1
+        self.room = float(min(self.room, 2 * _WANTED) // 2)
+        self.block_size = -(-self.block_size // 2)
+        return can
+
 
 def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bool = False) -> Plan:
     """The plan for products on a batch: what fits, on each worker that takes part.
