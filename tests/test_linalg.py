@@ -22,10 +22,12 @@ def test_unpack_inverts_pack():
 
 
 @pytest.mark.parametrize(
-    "shapes", [[(2, 3), (), (2,)], [(2, 16), (16,), (3, 32)]], ids=["cut", "shared"]
+    ("shapes", "parted_by"),
+    [([(2, 3), (), (2,)], "Slice"), ([(2, 16), (16,), (3, 32)], "SplitV")],
+    ids=["cut", "shared"],
 )
-def test_map_rows_takes_blocks_of_any_width(shapes):
-    """Each variable gets its part of a row, in its shape."""
+def test_map_rows_takes_blocks_of_any_width(shapes, parted_by):
+    """Each variable gets its part of a row, in its shape; where it can be, without a copy."""
     like = [tf.zeros(shape) for shape in shapes]
     like[-1] = tf.cast(like[-1], tf.float64)
     sizes = [int(tf.size(t)) for t in like]
@@ -38,6 +40,9 @@ def test_map_rows_takes_blocks_of_any_width(shapes):
 
         return map_rows(function, block, like)
 
+    graph = scaled.get_concrete_function(tf.TensorSpec([None, sum(sizes)])).graph.as_graph_def()
+    operations = {node.op for function in graph.library.function for node in function.node_def}
+    assert operations & {"Slice", "SplitV"} == {parted_by}
     factors = np.repeat(np.array([2, 3, 4], "float32"), sizes)
     for width in (0, 1, 5):
         block = tf.random.stateless_normal((width, sum(sizes)), (1, 2))

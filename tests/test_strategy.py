@@ -3,6 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+import tensorflow as tf
+
+from keras_hessian_callback import HessianOperator, measure_curvature
+from tests.problems import tanh_classifier
+
 SCRIPT = """
 import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -97,3 +103,14 @@ def test_products_under_a_mirrored_strategy_are_those_of_one_device():
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
     )
     assert "all as expected" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", [tf.distribute.TPUStrategy, tf.distribute.ParameterServerStrategy])
+def test_strategies_that_cannot_be_followed_are_refused(kind, monkeypatch):
+    """What is said and done; no machine for them is at hand."""
+    model, data = tanh_classifier()
+    strategy = kind.__new__(kind)
+    monkeypatch.setattr(type(model), "distribute_strategy", property(lambda _: strategy))
+    for measure in (HessianOperator, measure_curvature):
+        with pytest.raises(ValueError, match=f"made under {kind.__name__}.*a copy of the model"):
+            measure(model, data)

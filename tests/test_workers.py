@@ -10,10 +10,12 @@ from contextlib import ExitStack, contextmanager
 SCRIPT = """
 import os, sys, time
 import keras, numpy as np, tensorflow as tf
-rank = int(sys.argv[1])
+log_dir, rank = sys.argv[1], int(sys.argv[2])
 options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=60)
 strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-from keras_hessian_callback import Deflated, HessianOperator, Hutchinson, Lanczos
+from keras_hessian_callback import (
+    Deflated, HessianNormCallback, HessianOperator, Hutchinson, Lanczos
+)
 from keras_hessian_callback.operators.traced import TracedProducts
 from tests.problems import batch_normalization_and_dropout
 
@@ -54,6 +56,13 @@ for estimator in (Deflated(max_matvecs=8), Hutchinson(4), Lanczos(2, 4)):
     for name in ("frobenius_norm", "trace"):
         np.testing.assert_allclose(found[name].value, truth[name].value, rtol=1e-5)
     print("norm", found["frobenius_norm"].value)
+callback = HessianNormCallback((x, y), Hutchinson(4), log_dir=f"{log_dir}/{rank}")
+callback.set_model(model)
+callback.on_train_begin()
+callback.on_epoch_begin(0)
+callback.on_epoch_end(0, {})
+callback.on_train_end()
+print("norm", callback.history["frobenius_norm"])
 before = model.get_weights()
 if rank == 1:
     os._exit(0)  # dies, while the other one goes on
@@ -150,18 +159,20 @@ def two_workers(script, *arguments):
             worker.communicate()
 
 
-def test_two_workers_measure_what_one_does_and_notice_when_the_other_is_gone():
-    with two_workers(SCRIPT) as workers:
+def test_two_workers_measure_what_one_does_and_notice_when_the_other_is_gone(tmp_path):
+    with two_workers(SCRIPT, str(tmp_path)) as workers:
         (first, complaints), (second, _) = (worker.communicate(timeout=300) for worker in workers)
     assert "all as expected" in first, complaints
     assert "lost One of the 2 workers is gone" in first, first
     norms = [line for line in first.splitlines() if line.startswith("norm")]
-    assert len(norms) == 3
+    assert len(norms) == 4
     assert norms == [line for line in second.splitlines() if line.startswith("norm")]
     took = [
         [int(line.split("[")[1].rstrip("]")) for line in out.splitlines() if "took" in line]
         for out in (first, second)
     ]
+    assert list((tmp_path / "0" / "hessian").glob("events*"))
+    assert not (tmp_path / "1").exists()  # only the chief writes
     assert [sum(shares) for shares in zip(*took, strict=True)] == [10, 7, 2]  # a single one: both
 
 
