@@ -147,6 +147,7 @@ def main() -> None:
     measured = ["digits", *arguments.networks]
     whole = {name: pool.apply(whole_measurements, (name,)) for name in measured}
     pool.close()
+    pool.join()  # its last process ends before the load of others is looked at
     for name, figures in networks.items():
         for key, found in figures.items():
             parts = ", ".join(f"{kind} {value:.2f}" for kind, value in found["ms"].items())

@@ -100,10 +100,10 @@ def _products(results: Mapping[str, Any]) -> str:
 
 By operation count a product takes 6 matrix multiplications where a gradient takes 3 (2 and 2 in a
 first layer on the data), and an eighth of the gradient that the block shares: up to 2.1 gradients.
-The MLP is under that because its first layer holds most of its work. In the transformer three
-quarters of the gradient's time are matrix multiplications near the processor's peak, so its bar is
-out of reach of anything that multiplies exactly: with XLA the same block takes 1.85, with
-`tf.vectorized_map` over the vectors 2.0, unrolled 1.9.
+The MLP is under that because its first layer holds most of its work. In the transformer most of the
+gradient's time are matrix multiplications (next section), so its bar is out of reach of anything
+that multiplies exactly: in a run where it took 2.1, XLA took 1.85 for the same block,
+`tf.vectorized_map` over the vectors 2.0, unrolled products 1.9.
 
 Growth of the process's peak memory:
 

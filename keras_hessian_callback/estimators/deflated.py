@@ -59,10 +59,10 @@ class Deflated:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
     Cost: At most `max_matvecs` products, in blocks of the operator's `block_size`. Memory: between
-    measurements the carried basis, k vectors of n floats (k at most `max_rank`); while measuring
-    4 k + m + 2 with m probes, a block, and what the operator's products take. Where there is less
-    room, fewer probes are kept to compare with each other, and k is lowered, down to none, with a
-    warning.
+    measurements the carried basis, k vectors of n floats (k at most `max_rank`); while measuring at
+    most 4 k + m + 2 with m probes, a block, and what the operator's products take. Where there is
+    less room, fewer probes are kept to compare with each other, and k is lowered, down to none,
+    with a warning.
 
     Example:
 

@@ -64,7 +64,7 @@ class HessianOperator:
         ValueError: If the model, the data or the loss cannot be measured, with the reason.
         RuntimeError: If Keras runs on another backend than TensorFlow.
 
-    Cost: A product is 1 to 3 gradients in a block of 8, 3 to 4 alone (benchmarks/README.md).
+    Cost: A product is 0.7 to 3 gradients in a block of 8, 2 to 4 alone (benchmarks/README.md).
     Construction traces once and checks with a product and a gradient; with micro-batches also
     with a product on each two neighbours together, and a block of them on a few examples, on all
     where vectors take most of the memory, to plan it. Memory beside the model's: the activations
