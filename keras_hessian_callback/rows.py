@@ -146,6 +146,7 @@ def _combine_many(
         matrix = as_tensor(join(rows))
         part = tf.matmul(tf.constant(coefficients, matrix.dtype), matrix, transpose_a=True)
         parts.append(part if onto is None else onto[:, columns] + part)
+        at_hand(part)  # waits, where operations run asynchronously: the memory is used again
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 

@@ -112,6 +112,20 @@ def test_long_rows_are_combined_piece_by_piece():
     assert 1.0 < growth.bytes / (4 * size) < rows / 3
 
 
+def test_pieces_wait_where_operations_are_asynchronous(monkeypatch):
+    """They are in the same memory one after another."""
+    monkeypatch.setattr(room, "_WHOLE", 0)
+    blocks = [tf.random.stateless_normal([18, 2**20], [0, number]) for number in range(2)]
+    factors = np.random.default_rng(0).normal(size=(36, 16)).astype("float32")
+    truth = factors.T @ np.concatenate(blocks)
+    tf.config.experimental.set_synchronous_execution(False)
+    try:
+        found = combine(blocks, factors).numpy()
+    finally:
+        tf.config.experimental.set_synchronous_execution(True)
+    np.testing.assert_allclose(found, truth, atol=1e-4)
+
+
 def test_combinations_are_tensors_without_a_copy():
     made = combine([np.ones((2, 7), "float32")], np.eye(2))
     tensor = as_tensor(made)
