@@ -50,8 +50,8 @@ smallest and the largest in brackets.
 From some ten thousand weights on what is beside the products grows with n: with a basis of 15
 vectors and 5 probes Gram matrices in float64 take about 1,050 multiplications a weight, and
 combinations of vectors 770. So models of 300,000 weights are no small ones here. Below that it is
-the start of a thousand small operations, as fast as the machine is at the time: of digits 14.9,
-21.8 and 19.8 ms in three runs, with 69, 87 and 76 ms for a gradient of the transformer.
+the start of a thousand small operations, as fast as the machine is at the time: in three runs
+digits had medians from 15 to 22 ms.
 """
 
 

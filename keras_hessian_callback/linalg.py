@@ -143,12 +143,12 @@ def _words(size: int, seed: Seed, number: int) -> tf.Tensor:
 
 def _signs(words: tf.Tensor, bits: np.ndarray) -> Block:
     """Signs (k, n) in float32, of k bits of n words: each in the place of its sign, of a 1."""
-    shifts = _BITS - 1 - bits[:, None]
     if are_few(len(bits), *words.shape):
         words = at_hand(words)
     if not isinstance(words, np.ndarray):
         bit = np.left_shift(np.int32(1), bits[:, None])
         return tf.where(tf.equal(tf.bitwise.bitwise_and(words, bit), 0), 1.0, -1.0)
+    shifts = _BITS - 1 - bits[:, None]
     signs = empty((len(bits), len(words)), words.dtype)
     for columns in pieces(signs, rows=len(bits) + 1):
         place = signs[:, columns]

@@ -132,22 +132,32 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
 def _combine_many(
     blocks: Sequence[Block], coefficients: np.ndarray, onto: tf.Tensor | None
 ) -> tf.Tensor:
-    # In one matrix: to multiply block by block, and to add up, takes twice as long. Of long rows
-    # it is a piece, in the same memory each time.
+    # In one matrix: to multiply block by block, and to add up, takes twice as long.
     count, size = len(coefficients), int(blocks[0].shape[1])
-    length, parts, place = size if size <= _WHOLE else _LENGTH, [], np.empty((0, 0))
-    for first in range(0, size, length):
-        columns = slice(first, min(first + length, size))
-        rows = blocks if length == size else [at_hand(block)[:, columns] for block in blocks]
-        if isinstance(rows[0], np.ndarray) and length < size:
-            shape = count, columns.stop - first
-            place = place if place.shape == shape else empty(shape, rows[0].dtype)
-            rows = [np.concatenate(rows, out=place)]
-        matrix = as_tensor(join(rows))
-        part = tf.matmul(tf.constant(coefficients, matrix.dtype), matrix, transpose_a=True)
-        parts.append(part if onto is None else onto[:, columns] + part)
-        at_hand(part)  # waits, where operations run asynchronously: the memory is used again
-    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+    if size <= _WHOLE:
+        return _combine_rows(join(blocks), coefficients, onto)
+    views = [at_hand(block) for block in blocks]
+    parts, place = [], None
+    if isinstance(views[0], np.ndarray):
+        place = empty((count * _LENGTH,), views[0].dtype)
+    for first in range(0, size, _LENGTH):
+        columns = slice(first, min(first + _LENGTH, size))
+        rows = [view[:, columns] for view in views]
+        if place is None:
+            matrix = join(rows)
+        else:  # in the same memory each time
+            width = columns.stop - first
+            matrix = np.concatenate(rows, out=place[: count * width].reshape(count, width))
+        below = None if onto is None else onto[:, columns]
+        parts.append(_combine_rows(matrix, coefficients, below))
+        at_hand(parts[-1])  # waits, where operations run asynchronously: the memory is used again
+    return tf.concat(parts, axis=1)
+
+
+def _combine_rows(rows: Block, coefficients: np.ndarray, onto: tf.Tensor | None) -> tf.Tensor:
+    rows = as_tensor(rows)
+    found = tf.matmul(tf.constant(coefficients, rows.dtype), rows, transpose_a=True)
+    return found if onto is None else onto + found
 
 
 def _combine_few(
