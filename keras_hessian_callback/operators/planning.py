@@ -161,11 +161,14 @@ def _bytes_of_examples(traced: TracedProducts, batch: Batch, width: int) -> tupl
         return each, beside
     # The peak may come from the vectors, and tell nothing of examples: more, until it grows.
     each = each if count == size else 0.0
-    while count < size and each * count < _TELLS * grown:
-        before, fewer = grown, count
-        count = min(2 * count, size)
+    highest, in_a_row = grown, 0
+    # Twice in a row: how operations overlap is chance, and what it adds would be multiplied.
+    while count < size and in_a_row < 2:
+        fewer, count = count, min(2 * count, size)
         grown = _growth(traced, batch, count, width)
-        each = max(0.0, grown - before) / (count - fewer)
+        each = max(0.0, grown - highest) / (count - fewer)
+        in_a_row = in_a_row + 1 if each * count >= _TELLS * grown else 0
+        highest = max(highest, grown)
         beside = grown - each * count - vectors  # below 0 where peaks fall at different times
     return each, beside
 
