@@ -2,8 +2,8 @@
 
 Rows in main memory are multiplied and summed by NumPy, so many columns at a time that they stay in
 a core's cache: one pass over long rows takes longer than what is done in it. New rows of small
-models are made by NumPy, too, which takes less time than TensorFlow's calls do; those of large ones
-by TensorFlow. What is on a GPU stays there.
+models are made by NumPy, too, which takes less time than TensorFlow's calls do, and those of the
+largest, which takes less memory; others by TensorFlow. What is on a GPU stays there.
 """
 
 import math
@@ -19,7 +19,8 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 # for, which wait for each other on a busy machine.
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
 _FEW = 2**20  # numbers: to make more, TensorFlow takes less time
-_WHOLE, _LENGTH = 2**21, 2**17  # columns that TensorFlow combines at once, and of longer rows
+# The longest rows that TensorFlow combines, side by side; of longer ones NumPy so much at a time.
+_WHOLE, _LENGTH = 2**21, 2**15
 ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
 
 
@@ -123,51 +124,41 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     """
     blocks = [block for block in blocks if block.shape[0]] or blocks[:1]
     views = [at_hand(block) for block in blocks]
-    size = int(views[0].shape[1])
-    if isinstance(views[0], np.ndarray) and are_few(coefficients.shape[1], size):
-        return _combine_few(views, coefficients, None if onto is None else at_hand(onto))
-    return _combine_many(blocks, coefficients, None if onto is None else as_tensor(onto))
+    size, count = int(views[0].shape[1]), coefficients.shape[1]
+    on_host = isinstance(views[0], np.ndarray)
+    if on_host and (are_few(count, size) or size > _WHOLE):
+        return _combine_arrays(views, coefficients, None if onto is None else at_hand(onto))
+    # To multiply block by block and to add up takes a processor twice as long.
+    parts = [join(blocks)] if on_host else blocks
+    found = None if onto is None else as_tensor(onto)
+    first = 0
+    for part in parts:
+        rows = as_tensor(part)
+        factors = tf.constant(coefficients[first : first + rows.shape[0]], rows.dtype)
+        product = tf.matmul(factors, rows, transpose_a=True)
+        found = product if found is None else found + product
+        first += rows.shape[0]
+    return found
 
 
-def _combine_many(
-    blocks: Sequence[Block], coefficients: np.ndarray, onto: tf.Tensor | None
-) -> tf.Tensor:
-    # In one matrix: to multiply block by block, and to add up, takes twice as long.
-    count, size = len(coefficients), int(blocks[0].shape[1])
-    if size <= _WHOLE:
-        return _combine_rows(join(blocks), coefficients, onto)
-    views = [at_hand(block) for block in blocks]
-    parts, place = [], None
-    if isinstance(views[0], np.ndarray):
-        place = empty((count * _LENGTH,), views[0].dtype)
-    for first in range(0, size, _LENGTH):
-        columns = slice(first, min(first + _LENGTH, size))
-        rows = [view[:, columns] for view in views]
-        if place is None:
-            matrix = join(rows)
-        else:  # in the same memory each time
-            width = columns.stop - first
-            matrix = np.concatenate(rows, out=place[: count * width].reshape(count, width))
-        below = None if onto is None else onto[:, columns]
-        parts.append(_combine_rows(matrix, coefficients, below))
-        at_hand(parts[-1])  # waits, where operations run asynchronously: the memory is used again
-    return tf.concat(parts, axis=1)
-
-
-def _combine_rows(rows: Block, coefficients: np.ndarray, onto: tf.Tensor | None) -> tf.Tensor:
-    rows = as_tensor(rows)
-    found = tf.matmul(tf.constant(coefficients, rows.dtype), rows, transpose_a=True)
-    return found if onto is None else onto + found
-
-
-def _combine_few(
+def _combine_arrays(
     blocks: Sequence[np.ndarray], coefficients: np.ndarray, onto: np.ndarray | None
 ) -> np.ndarray:
+    """Piece by piece, so that long rows take no more than the result."""
     (k, count), size, dtype = coefficients.shape, blocks[0].shape[1], blocks[0].dtype
     factors = np.ascontiguousarray(coefficients.T, dtype)
     result = empty((count, size), dtype)
-    for columns in pieces(result, rows=max(1, k + count), products=max(1, k * count)):
-        np.matmul(factors, join([block[:, columns] for block in blocks]), out=result[:, columns])
+    if size > _WHOLE:
+        stretches = [slice(i, min(i + _LENGTH, size)) for i in range(0, size, _LENGTH)]
+    else:
+        stretches = list(pieces(result, rows=max(1, k + count), products=max(1, k * count)))
+    place = np.empty(k * min(size, stretches[0].stop), dtype)  # one for all
+    for columns in stretches:
+        rows = [block[:, columns] for block in blocks]
+        if len(rows) > 1:
+            width = rows[0].shape[1]
+            rows = [np.concatenate(rows, out=place[: k * width].reshape(k, width))]
+        np.matmul(factors, rows[0], out=result[:, columns])
         if onto is not None:
             result[:, columns] += onto[:, columns]
     return result

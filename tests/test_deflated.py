@@ -388,7 +388,7 @@ def test_single_precision_measures_what_double_precision_does():
 def test_a_basis_that_does_not_fit_is_dropped_with_a_message():
     operator = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
     operator.room = 0.0
-    with pytest.warns(UserWarning, match="A basis of 16 vectors of 120 weights.*none are kept"):
+    with pytest.warns(UserWarning, match="basis of 16 vectors of 120 weights.*none are kept"):
         Deflated().check(operator)
     estimates, state = Deflated(target_error=None)(operator)
     assert state is None
@@ -444,7 +444,7 @@ def test_a_first_measurement_stops_on_sixteen_probes_or_more(spectrum, monkeypat
     assert min(stopped) >= 16
 
 
-@pytest.mark.parametrize("room", [22.0, 25.0, 28.0])
+@pytest.mark.parametrize("room", [14.0, 17.0, 20.0])
 def test_where_room_is_small_fewer_probes_are_drawn_at_a_time(room):
     """So that no more are kept than planned, and those of a first block make a basis."""
     widths = []
@@ -456,7 +456,7 @@ def test_where_room_is_small_fewer_probes_are_drawn_at_a_time(room):
 
     operator = Watched(symmetric_matrix(SPECTRA["outliers"]))
     operator.room = room
-    kept = max(2, int((room - 10.0) / 3.0))
+    kept = max(2, int((room - 2.0) / 3.0))
     estimates, _ = Deflated(target_error=None)(operator, seed=0)
     assert widths[0] <= kept
     assert estimates["frobenius_norm"].num_matvecs == 20

@@ -86,7 +86,7 @@ def test_what_is_not_finite_stays_so_in_a_sum():
 
 @pytest.mark.parametrize("few", [2**20, 0])
 def test_rows_are_combined(where, few, monkeypatch):
-    """Few by NumPy, many by TensorFlow; part by part."""
+    """Few and long ones by NumPy, others by TensorFlow; part by part."""
     rng = np.random.default_rng(0)
     matrix, factors, added = (rng.normal(size=shape) for shape in ((5, 90), (5, 3), (3, 90)))
     blocks = [tf.constant(matrix[:2]), tf.constant(matrix[2:2]), tf.constant(matrix[2:])]
@@ -98,32 +98,19 @@ def test_rows_are_combined(where, few, monkeypatch):
         np.testing.assert_allclose(combine(blocks, factors), factors.T @ matrix, atol=1e-13)
         found = combine(blocks, factors, onto=tf.constant(added))
         np.testing.assert_allclose(found, factors.T @ matrix + added, atol=1e-13)
-        assert isinstance(found, np.ndarray if where == "host" and few else tf.Tensor)
+        by_numpy = where == "host" and (few or length < 90)
+        assert isinstance(found, np.ndarray if by_numpy else tf.Tensor)
 
 
 def test_long_rows_are_combined_piece_by_piece():
-    """Without a copy of them all, which there is where they are shorter."""
+    """In no more memory than the result takes; what the allocator takes at first is its choice."""
     rows, size = 24, room._WHOLE + 64
     blocks, growth = [tf.ones([rows, size]), tf.ones([1, size])], Growth()
-    for _ in range(2):  # what the allocator takes at first is its own choice
+    for _ in range(2):
         with growth.watched():
-            found = combine(blocks, np.ones((rows + 1, 1)))
-    assert found[0, -1].numpy() == rows + 1
-    assert 1.0 < growth.bytes / (4 * size) < rows / 3
-
-
-def test_pieces_wait_where_operations_are_asynchronous(monkeypatch):
-    """They are in the same memory one after another."""
-    monkeypatch.setattr(room, "_WHOLE", 0)
-    blocks = [tf.random.stateless_normal([18, 2**20], [0, number]) for number in range(2)]
-    factors = np.random.default_rng(0).normal(size=(36, 16)).astype("float32")
-    truth = factors.T @ np.concatenate(blocks)
-    tf.config.experimental.set_synchronous_execution(False)
-    try:
-        found = combine(blocks, factors).numpy()
-    finally:
-        tf.config.experimental.set_synchronous_execution(True)
-    np.testing.assert_allclose(found, truth, atol=1e-4)
+            found = combine(blocks, np.ones((rows + 1, 4)))
+    assert found[-1, -1] == rows + 1
+    assert 3.5 < growth.bytes / (4 * size) < 5.0
 
 
 def test_combinations_are_tensors_without_a_copy():

@@ -12,14 +12,13 @@ import tensorflow as tf
 from keras_hessian_callback.basis import Basis, carried_basis, next_basis
 from keras_hessian_callback.deflation import Split
 from keras_hessian_callback.estimators.estimator import check_count
+from keras_hessian_callback.holdings import Holdings, held_with_all
 from keras_hessian_callback.intervals import split_norm_estimate, student_quantile
 from keras_hessian_callback.linalg import BLOCK_SIZE, Seed, probes, words_of
 from keras_hessian_callback.operators.linear_operator import LinearOperator, check_products
 from keras_hessian_callback.results import Findings
 from keras_hessian_callback.split_estimates import split_estimates
 
-_HELD = 4  # vectors for one of the basis: carried, in use, its product, and the next one
-_BESIDE = 2  # vectors that sums over all probes take, beside a block of probes
 _FEWEST_PROBES = 5  # with them an interval is finite, however skewed the samples
 _UNTRIED = 16  # on a basis that has just been made: after 8, stopped, intervals covered 92 %
 _PLANNED = 0.6  # of the target: what was planned for that seldom misses it
@@ -58,11 +57,12 @@ class Deflated:
     Raises:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
-    Cost: At most `max_matvecs` products, in blocks of the operator's `block_size`. Memory: between
-    measurements the carried basis, k vectors of n floats (k at most `max_rank`); while measuring at
-    most 4 k + m + 2 with m probes, a block, and what the operator's products take. Where there is
-    less room, fewer probes are kept to compare with each other, and k is lowered, down to none,
-    with a warning.
+    Cost: At most `max_matvecs` products, in blocks of the operator's `block_size`. Memory, in
+    vectors of n floats: between measurements the carried basis, r of them (at most `max_rank`);
+    while measuring that basis, one for each product, 2, and what the operator's products take, or
+    the next basis if that is more. (Models of less than 2^21 weights take for a moment as many
+    again as the next basis is made of.) Where there is less room, fewer probes are kept to compare
+    with each other, and the rank is lowered, down to none, with a warning.
 
     Example:
 
@@ -128,14 +128,15 @@ class Deflated:
 
     def check(self, operator: LinearOperator) -> None:
         """Warns where the basis would not fit."""
-        fits, _ = self._what_fits(operator)
+        fits = self._what_fits(operator).rank
         if fits < self._rank:
-            size = _HELD * self._rank * operator.shape[0] * operator.dtype.itemsize / 2**20
+            vectors = held_with_all(self._rank, self.max_matvecs, operator.block_size)
+            size = vectors * operator.shape[0] * operator.dtype.itemsize / 2**20
             warnings.warn(
-                f"A basis of {self._rank} vectors of {operator.shape[0]:,} weights takes "
-                f"{size:,.1f} MiB while measuring, more than is left of the memory limit, so "
-                f"{fits or 'none'} are kept. The error bars say what that costs; more probes "
-                "(`max_matvecs`) make up for it, or a higher `memory_limit`.",
+                f"With a basis of {self._rank} vectors of {operator.shape[0]:,} weights a "
+                f"measurement takes {size:,.1f} MiB beside the products, more than is left of the "
+                f"memory limit, so {fits or 'none'} are kept. The error bars say what that costs; "
+                "more probes (`max_matvecs`) make up for it, or a higher `memory_limit`.",
                 stacklevel=2,
             )
 
@@ -168,7 +169,8 @@ class Deflated:
         self, operator: LinearOperator, seed: Seed, state: Any
     ) -> tuple[Findings, Basis | None]:
         n = operator.shape[0]
-        most, kept = self._what_fits(operator)
+        fits = self._what_fits(operator)
+        most, kept = fits.rank, fits.residuals
         split = Split(operator, room=kept)
         carried = carried_basis(state, operator, seed)
         if n <= self.max_matvecs:
@@ -177,6 +179,7 @@ class Deflated:
         draws = _Draws(operator, seed, kept)
         spare = min(most, self.max_matvecs // 10)
         rank, first, planned = self._carried_plan(carried, spare, most)
+        most_in_use = fits.extended(carried.vectors.shape[0] if carried else 0)
         if carried is not None and rank:
             split.deflate(carried.leading(rank), draws.take(min(first, self.max_matvecs - rank)))
         else:
@@ -185,7 +188,7 @@ class Deflated:
             left = self.max_matvecs - split.num_matvecs - (0 if split.rank else spare)
             if left < 1:
                 break
-            added, width, planned = self._next(split, left, most)
+            added, width, planned = self._next(split, left, most_in_use)
             if added:
                 split.deflate(split.residuals.leading(added), draws.take(width))
             else:
@@ -207,13 +210,8 @@ class Deflated:
     def _rank(self) -> int:
         return self.max_rank or max(1, self.max_matvecs - 4)
 
-    def _what_fits(self, operator: LinearOperator) -> tuple[int, float]:
-        """Rows of the basis, and residuals that are kept: all, or a block or two."""
-        room = operator.room - _BESIDE - operator.block_size
-        if room >= _HELD * self._rank + self.max_matvecs:
-            return self._rank, math.inf
-        kept = max(2, min(self.max_matvecs, BLOCK_SIZE, int(room / 3)))
-        return max(0, min(self._rank, int((room - kept) / _HELD))), kept
+    def _what_fits(self, operator: LinearOperator) -> Holdings:
+        return Holdings.that_fit(operator, self._rank, self.max_matvecs)
 
     def _reached(self, split: Split) -> bool:
         """Whether the interval is as narrow as `target_error` asks.
