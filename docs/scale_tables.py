@@ -25,15 +25,19 @@ def block_vectors(block: int) -> int:
     return 3 * block + 4
 
 
-def work_vectors(rank: int, window: int, block: int) -> int:
-    """Vectors that `Deflated` holds beside the products, with so many residuals kept."""
-    return 4 * rank + window + block + 2
-
-
 def as_it_is(rank: int, window: int | None = None, block: int = 1) -> float:
-    """Bytes a weight while `Deflated` measures; rank 0 is `Hutchinson`."""
-    kept = PRODUCTS - rank if window is None else window
-    return _FLOAT32 * (block_vectors(block) + (work_vectors(rank, kept, block) if rank else 0))
+    """Bytes a weight while `Deflated` measures, with a window of residuals or all products.
+
+    Rank 0 is `Hutchinson`.
+    """
+    products = block_vectors(block)
+    if rank and window is None:
+        products = rank + PRODUCTS + 2 + max(products, rank)
+    elif rank:
+        width = min(block, window)
+        probes = block_vectors(width) + window + width + 2
+        products = 2 * rank + max(products, probes, rank + window + 2)
+    return _FLOAT32 * products
 
 
 def lean(rank: int) -> float:

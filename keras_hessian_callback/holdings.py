@@ -26,15 +26,21 @@ class Holdings:
 
     @classmethod
     def that_fit(cls, operator: LinearOperator, rank: int, products: int) -> "Holdings":
-        """With a basis of `rank` rows, or of fewer, in a measurement of so many products."""
+        """With a basis of at most `rank` rows, in a measurement of at most so many products.
+
+        All residuals are kept, unless a larger basis fits with fewer.
+        """
         room, width = operator.room, operator.block_size
-        if room >= held_with_all(rank, products, width):
+        ranks = range(rank, -1, -1)
+        with_all = next((k for k in ranks if held_with_all(k, products, width) <= room), -1)
+        if with_all == rank:
             return cls(rank, math.inf, room, products, width)
         kept = max(2, min(products, BLOCK_SIZE, int((room - _SUMS) / 3)))
-        width = min(width, kept)
-        while rank and _held_with_few(rank, kept, width) > room:
-            rank -= 1
-        return cls(rank, kept, room, products, width)
+        few = min(width, kept)
+        with_few = next((k for k in ranks if _held_with_few(k, kept, few) <= room), 0)
+        if with_all >= with_few:
+            return cls(with_all, math.inf, room, products, width)
+        return cls(with_few, kept, room, products, few)
 
     def extended(self, carried: int) -> int:
         """Rows of a basis that more directions are added to, while so many are carried beside."""
