@@ -30,14 +30,14 @@ def as_it_is(rank: int, window: int | None = None, block: int = 1) -> float:
 
     Rank 0 is `Hutchinson`.
     """
-    products = block_vectors(block)
+    vectors = block_vectors(block)
     if rank and window is None:
-        products = rank + PRODUCTS + 2 + max(products, rank)
+        vectors = rank + PRODUCTS + 2 + max(vectors, rank)
     elif rank:
         width = min(block, window)
         probes = block_vectors(width) + window + width + 2
-        products = 2 * rank + max(products, probes, rank + window + 2)
-    return _FLOAT32 * products
+        vectors = 2 * rank + max(vectors, probes, rank + window + 2)
+    return _FLOAT32 * vectors
 
 
 def lean(rank: int) -> float:

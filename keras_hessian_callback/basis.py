@@ -34,7 +34,7 @@ class Basis:
     seeds: frozenset[tuple[int, int]] = frozenset()
 
     def leading(self, rank: int) -> Block:
-        """The first so many vectors; of an array, which a large one is, without a copy."""
+        """The first so many vectors; of an array without a copy, as where n is above 2^21."""
         return some(self.vectors, 0, rank)
 
     def fits(self, operator: LinearOperator) -> bool:

@@ -15,14 +15,13 @@ class Holdings:
 
     Attributes:
         rank: Rows of the basis that is used and carried on, at most.
-        residuals: Of probes that are kept: all, or a block or two.
+        residuals: Of probes, how many are kept at a time: all, or 2 to 8.
     """
 
     rank: int
     residuals: float
-    _room: float
-    _products: int
-    _width: int
+    _left: float  # vectors for the carried basis and one beside it
+    _each: int  # that a row of that one takes: with its product, or without
 
     @classmethod
     def that_fit(cls, operator: LinearOperator, rank: int, products: int) -> "Holdings":
@@ -33,34 +32,30 @@ class Holdings:
         room, width = operator.room, operator.block_size
         ranks = range(rank, -1, -1)
         with_all = next((k for k in ranks if held_with_all(k, products, width) <= room), -1)
-        if with_all == rank:
-            return cls(rank, math.inf, room, products, width)
-        kept = max(2, min(products, BLOCK_SIZE, int((room - _SUMS) / 3)))
-        few = min(width, kept)
-        with_few = next((k for k in ranks if _held_with_few(k, kept, few) <= room), 0)
+        kept = max(2, min(products, BLOCK_SIZE, int((min(room, products * 3) - _SUMS) / 3)))
+        with_few = next((k for k in ranks if _held_with_few(k, kept, width) <= room), 0)
         if with_all >= with_few:
-            return cls(with_all, math.inf, room, products, width)
-        return cls(with_few, kept, room, products, few)
+            left = room - held_with_all(with_all, products, width) + with_all
+            return cls(with_all, math.inf, left, 1)
+        left = room - _held_with_few(with_few, kept, width) + 2 * with_few
+        return cls(with_few, kept, left, 2)
 
-    def extended(self, carried: int) -> int:
-        """Rows of a basis that more directions are added to, while so many are carried beside."""
-        left = self._room - carried - _SUMS
-        if self.residuals < math.inf:
-            fits = (left - self.residuals - self._width) / 2  # and their products
-        else:
-            fits = left - self._products
-        return int(min(self.rank, fits)) if carried else self.rank
+    def rank_beside(self, carried: int) -> int:
+        """Rows of a basis that is not the carried one, as where directions were added to that."""
+        return int(min(self.rank, (self._left - carried) / self._each))
 
 
 def held_with_all(rank: int, products: int, width: int) -> int:
-    """Vectors that are held beside what the operator takes, where there is room for all.
+    """Vectors that are held beside a block of products, where all products are kept.
 
-    The basis and all products, or the probes that the last of them are of. The next basis comes in
-    the place of what the operator took: a block and its products at least.
+    The basis, all products, sums. The probes of a block are held as long as its products are the
+    operator's. The next basis comes in the place of what a block takes, which is itself and its
+    products at least.
     """
     return rank + products + _SUMS + max(0, rank - 2 * width)
 
 
 def _held_with_few(rank: int, residuals: int, width: int) -> int:
     """The same with so many residuals at a time: the basis and its products, residuals, probes."""
-    return 2 * rank + residuals + _SUMS + max(width, rank - 2 * width)
+    probes = min(width, residuals)
+    return 2 * rank + residuals + _SUMS + max(probes, rank - 2 * probes)

@@ -1,9 +1,9 @@
 """Blocks of long vectors, a vector a row: sums in float64, and combinations.
 
 Rows in main memory are multiplied and summed by NumPy, so many columns at a time that they stay in
-a core's cache: one pass over long rows takes longer than what is done in it. New rows of small
-models are made by NumPy, too, which takes less time than TensorFlow's calls do, and those of the
-largest, which takes less memory; others by TensorFlow. What is on a GPU stays there.
+a core's cache: one pass over long rows takes longer than what is done in it. New rows are made by
+NumPy, too, in small models, where TensorFlow's calls take longer, and in those of more than 2^21
+weights, where TensorFlow would take more memory; else by TensorFlow. What is on a GPU stays there.
 """
 
 import math
@@ -19,8 +19,8 @@ Block: TypeAlias = np.ndarray | tf.Tensor
 # for, which wait for each other on a busy machine.
 _HOST_LENGTH, _HOST_NUMBERS, _HOST_PRODUCTS, _DEVICE_LENGTH = 2**13, 2**17, 2**18, 2**18
 _FEW = 2**20  # numbers: to make more, TensorFlow takes less time
-# The longest rows that TensorFlow combines, side by side; of longer ones NumPy so much at a time.
-_WHOLE, _LENGTH = 2**21, 2**15
+_WHOLE = 2**21  # columns of the longest rows that TensorFlow combines, all side by side
+_LENGTH = 2**15  # columns of longer rows that NumPy combines at a time
 ALIGNMENT = 64  # bytes, which TensorFlow takes memory for granted to start at multiples of
 
 
@@ -128,17 +128,25 @@ def combine(blocks: Sequence[Block], coefficients: np.ndarray, onto: Block | Non
     on_host = isinstance(views[0], np.ndarray)
     if on_host and (are_few(count, size) or size > _WHOLE):
         return _combine_arrays(views, coefficients, None if onto is None else at_hand(onto))
-    # To multiply block by block and to add up takes a processor twice as long.
-    parts = [join(blocks)] if on_host else blocks
-    found = None if onto is None else as_tensor(onto)
-    first = 0
-    for part in parts:
-        rows = as_tensor(part)
-        factors = tf.constant(coefficients[first : first + rows.shape[0]], rows.dtype)
-        product = tf.matmul(factors, rows, transpose_a=True)
-        found = product if found is None else found + product
-        first += rows.shape[0]
-    return found
+    if on_host:  # side by side: block by block, and added up, takes twice as long
+        return _combine_tensors(
+            join(blocks), coefficients, None if onto is None else as_tensor(onto)
+        )
+    parts = [
+        _combine_tensors(
+            join([block[:, columns] for block in blocks]),
+            coefficients,
+            None if onto is None else onto[:, columns],
+        )
+        for columns in pieces(blocks[0], rows=1)
+    ]
+    return tf.concat(parts, axis=1)
+
+
+def _combine_tensors(rows: Block, coefficients: np.ndarray, onto: tf.Tensor | None) -> tf.Tensor:
+    rows = as_tensor(rows)
+    found = tf.matmul(tf.constant(coefficients, rows.dtype), rows, transpose_a=True)
+    return found if onto is None else onto + found
 
 
 def _combine_arrays(

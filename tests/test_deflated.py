@@ -388,7 +388,7 @@ def test_single_precision_measures_what_double_precision_does():
 def test_a_basis_that_does_not_fit_is_dropped_with_a_message():
     operator = DenseOperator(symmetric_matrix(SPECTRA["outliers"]))
     operator.room = 0.0
-    with pytest.warns(UserWarning, match="basis of 16 vectors of 120 weights.*none are kept"):
+    with pytest.warns(UserWarning, match="basis of 16 vectors of 120 weights.*none will be kept"):
         Deflated().check(operator)
     estimates, state = Deflated(target_error=None)(operator)
     assert state is None

@@ -58,11 +58,12 @@ class Deflated:
         ValueError, TypeError: At construction, if a setting is not accepted.
 
     Cost: At most `max_matvecs` products, in blocks of the operator's `block_size`. Memory, in
-    vectors of n floats: between measurements the carried basis, r of them (at most `max_rank`);
-    while measuring that basis, one for each product, 2, and what the operator's products take, or
-    the next basis if that is more. (Models of less than 2^21 weights take for a moment as many
-    again as the next basis is made of.) Where there is less room, fewer probes are kept to compare
-    with each other, and the rank is lowered, down to none, with a warning.
+    vectors of n floats: between measurements the carried basis, r of them (at most `max_rank`).
+    While measuring at most about r + max_matvecs + 2, and what a block of products takes or the
+    next basis, whichever is more; up to r more where directions are added to a carried basis, and
+    with less than 2^21 weights as many for a moment as the next basis is made of. Where there is
+    less room the rank is lowered, down to none, with a warning, or residuals are kept a few at a
+    time.
 
     Example:
 
@@ -134,8 +135,9 @@ class Deflated:
             size = vectors * operator.shape[0] * operator.dtype.itemsize / 2**20
             warnings.warn(
                 f"With a basis of {self._rank} vectors of {operator.shape[0]:,} weights a "
-                f"measurement takes {size:,.1f} MiB beside the products, more than is left of the "
-                f"memory limit, so {fits or 'none'} are kept. The error bars say what that costs; "
+                f"measurement takes {size:,.1f} MiB beside a block of products, more than is left "
+                f"of the memory limit, so {fits or 'none'} will be kept. The error bars say what "
+                "that costs; "
                 "more probes (`max_matvecs`) make up for it, or a higher `memory_limit`.",
                 stacklevel=2,
             )
@@ -179,7 +181,7 @@ class Deflated:
         draws = _Draws(operator, seed, kept)
         spare = min(most, self.max_matvecs // 10)
         rank, first, planned = self._carried_plan(carried, spare, most)
-        most_in_use = fits.extended(carried.vectors.shape[0] if carried else 0)
+        most_in_use = fits.rank_beside(carried.vectors.shape[0]) if carried else most
         if carried is not None and rank:
             split.deflate(carried.leading(rank), draws.take(min(first, self.max_matvecs - rank)))
         else:

@@ -64,8 +64,8 @@ def plan(traced: TracedProducts, batch: Batch, limit: int | None, *, several: bo
         limit: Bytes; None: half of what is free, as training takes memory too.
         several: Whether there are other micro-batches, whose products are summed.
 
-    Cost: A block of products on a few examples, at most on a fourth of the batch; up to twice one
-    on all of it where vectors take most of the memory.
+    Cost: Blocks of products on 2, 4, 8, ... examples, until the memory has grown with them twice in
+    a row or would go beyond the limit; on all of the batch where vectors take most of it.
     """
     own = _own_plan(traced, batch, limit, several)
     workers = workers_of(traced.objective.model)
@@ -92,7 +92,7 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: 
     if not traced.any_size or free is None:  # no portions, or nothing to see
         return unseen
     try:
-        each, beside = _bytes_of_examples(traced, batch, block_size)
+        each, beside = _bytes_of_examples(traced, batch, block_size, limit)
     except (*OUT_OF_MEMORY, tf.errors.OpError):
         # What is too much for so few will be halved; others take more examples than a few.
         return unseen
@@ -142,7 +142,9 @@ def _vector(traced: TracedProducts) -> int:
     return traced.num_parameters * traced.dtype.itemsize
 
 
-def _bytes_of_examples(traced: TracedProducts, batch: Batch, width: int) -> tuple[float, float]:
+def _bytes_of_examples(
+    traced: TracedProducts, batch: Batch, width: int, limit: int
+) -> tuple[float, float]:
     """What the activations of an example take, and what there is beside them and the vectors.
 
     By a block of `width` products, on twice as many examples until they show. Where the first is
@@ -159,17 +161,16 @@ def _bytes_of_examples(traced: TracedProducts, batch: Batch, width: int) -> tupl
     each, beside = max(0.0, grown - vectors) / count, 0.0
     if grown < _SEEN:
         return each, beside
-    # The peak may come from the vectors, and tell nothing of examples: more, until it grows.
-    each = each if count == size else 0.0
+    # The peak may come from the vectors, and tell nothing of examples: more, until it grows. Twice
+    # in a row: how operations overlap is chance, and what it adds would be multiplied.
     highest, in_a_row = grown, 0
-    # Twice in a row: how operations overlap is chance, and what it adds would be multiplied.
-    while count < size and in_a_row < 2:
-        fewer, count = count, min(2 * count, size)
+    while count < size and in_a_row < 2 and 2.0 * grown - vectors <= limit:
+        fewer, count = count, size if size < 3 * count else 2 * count
         grown = _growth(traced, batch, count, width)
         each = max(0.0, grown - highest) / (count - fewer)
         in_a_row = in_a_row + 1 if each * count >= _TELLS * grown else 0
         highest = max(highest, grown)
-        beside = grown - each * count - vectors  # below 0 where peaks fall at different times
+        beside = highest - each * count - vectors  # below 0 where peaks fall at different times
     return each, beside
 
 
