@@ -98,7 +98,8 @@ def _own_plan(traced: TracedProducts, batch: Batch, limit: int | None, several: 
         return unseen
     each *= max(1, len(devices_of(traced.objective.model)))  # which compute at the same time
     size = size_of(batch)
-    examples = size if each * size <= allowed else max(1, int(allowed / each))
+    summed = block_size * vector  # which portions would take, to add their products up
+    examples = size if each * size <= allowed + summed else max(1, int(allowed / each))
     sums = several + (examples < size)  # of micro-batches, of portions
     taken = vectors_held(block_size, sums) * vector + max(0.0, beside + each * examples)
     if examples < size and block_size == 1 and taken > limit:
