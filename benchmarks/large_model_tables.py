@@ -10,6 +10,7 @@ _MODELS = {
     "resnet50": "ResNet50, 1000 classes",
     "gpt2": "a decoder of the size of GPT-2 small",
     "many_rows": "an embedding of a million rows",
+    "wide_mlp": "an MLP of three layers",
 }
 
 
@@ -32,6 +33,7 @@ def large_models(results: Mapping[str, Any]) -> str:
         "memory limit",
         "vectors, examples at a time",
         "construction",
+        "tracing in it",
         "memory of it",
         "of a block of products",
         "predicted",
@@ -48,6 +50,8 @@ def large_models(results: Mapping[str, Any]) -> str:
         "trace",
         "spectral norm",
         "memory",
+        "predicted",
+        "",
     ]
     memory = [row for name, figures in models.items() for row in _memory(name, figures)]
     differences = [
@@ -62,27 +66,29 @@ def large_models(results: Mapping[str, Any]) -> str:
 ## Large models
 
 With random weights, in float32; ResNet50 on images of 112 x 112. Products are timed in a process
-with TensorFlow's own allocator, as users have it. Memory, construction and measurements are those
-of another, which takes fresh memory from the system for everything, so that it can be seen: a
-product of the embedding takes many times as long there. Memory is the peak beyond what the process
-held when model and data were built and TensorFlow had started; the peak of the process has these in
-it.
+with TensorFlow's own allocator, as users have it, and so is construction. Memory and measurements
+are those of another, which takes fresh memory from the system for everything, so that it can be
+seen: a product of the embedding takes many times as long there. Memory of the construction is the
+peak beyond what the process held when model and data were built and TensorFlow had started; that of
+products and measurements the peak beyond what construction left: graphs, above all. The peak of the
+process has all of these in it.
 
 {conditions(results)}
 
 {table(products_head, products)}
 
 Construction of a `HessianOperator`, which plans, traces and checks, and the first block of
-products, beyond what construction left: graphs, above all. *Predicted* is the operator's
-`peak_bytes`: 3 k + 4 vectors for a block of k (4 k + 4 where there are several micro-batches, whose
-products are summed), and the activations of the examples at a time as blocks of products on a few
-of them showed.
+products. *Predicted* is the operator's `peak_bytes`: 3 k + 4 vectors for a block of k (4 k + 4
+where there are several micro-batches, whose products are summed), and the activations of the
+examples at a time as blocks of products on a few of them showed.
 
 {table(memory_head, memory)}
 
 One measurement of {results["examples"]} examples, by {_methods(models)}, with its 95 % interval
 where there is one; of `Deflated` the second one, where there are two.
-{_carried(models)}
+{_carried(models)} What is *predicted* for a measurement by `Deflated` is the operator's
+`peak_bytes` and, in vectors, the basis that it began with, one for each product, and two, but for a
+block where no basis is in use.
 
 {table(measurements_head, measurements)}
 
@@ -101,10 +107,12 @@ def _carried(models: Mapping[str, Any]) -> str:
         for name, figures in models.items()
         if figures.get("measurements", {}).get("Deflated", {}).get("carried")
     ]
-    if carried:
-        return f"With a basis that was carried: {', '.join(carried)}."
+    but = (
+        f", but for those of {', '.join(carried)}, whose carried basis is in use" if carried else ""
+    )
     return (
-        "With random weights the spectra are flat: all its products are of probes, none of a basis."
+        "With random weights the spectra are flat: all its products are of probes, none of a "
+        f"basis{but}."
     )
 
 
@@ -169,10 +177,10 @@ def _memory(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
         "half of what is free" if limit is None else f"{limit:,.0f} MB",
         f"{plan['vectors']}, {plan['examples']}",
         f"{figures['construction_seconds']:.1f} s",
+        f"{figures['tracing_seconds']:.1f} s",
         f"{memory['construction']:,.0f} MB",
         f"{memory['product']:,.0f} MB",
-        "" if predicted is None else f"{predicted:,.0f} MB",
-        "" if predicted is None else f"{100.0 * (predicted / memory['product'] - 1.0):+.0f} %",
+        *_against(predicted, memory["product"]),
         f"{figures['process_peak_mb']:,.0f} MB",
     ]
 
@@ -189,7 +197,15 @@ def _measurements(name: str, figures: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{found['rank']}",
             *(_estimate(estimates.get(quantity)) for quantity in quantities),
             f"{found['memory_mb']:,.0f} MB",
+            *_against(found.get("predicted_mb"), found["memory_mb"]),
         ]
+
+
+def _against(predicted: float | None, measured: float) -> list[str]:
+    """A prediction, and by how much it is off."""
+    if predicted is None:
+        return ["", ""]
+    return [f"{predicted:,.0f} MB", f"{100.0 * (predicted / measured - 1.0):+.0f} %"]
 
 
 def _estimate(estimate: Mapping[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """Times products, construction and measurements of large models, and takes their peak memory.
 
-Run:  python benchmarks/large_models.py [--models resnet50 gpt2 many_rows] [--rounds 3] [--quick]
+Run:  python benchmarks/large_models.py [--models resnet50 gpt2 many_rows wide_mlp] [--rounds 3]
+          [--quick]
 
 Each model is in two processes of its own, built and traced once in each: products are timed with
 TensorFlow's own allocator, as users have it, and the memory is watched with the system's. Models
@@ -14,12 +15,13 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import tensorflow as tf
-from memory import MemoryWatch, plan, settle
-from networks import Problem, gpt2, many_rows, resnet, resnet50, transformer
+from memory import MemoryWatch, held_while_measuring, plan, settle
+from networks import Problem, gpt2, many_rows, mlp_of_size, resnet, resnet50, transformer
 from processes import in_own_process, warm_up
 from products import force, gradient_function
 from timing import RESULTS, environment, interleaved, load, peak_memory, ratios, save, spread
@@ -31,15 +33,17 @@ from keras_hessian_callback import (
     Lanczos,
 )
 from keras_hessian_callback.measurement import measure as measure_operator
+from keras_hessian_callback.operators.traced import TracedProducts
 
 _FILE = "large_models"
 _EXAMPLES = 16
 _ESTIMATORS = {
-    "Deflated": Deflated(max_matvecs=8),
+    "Deflated": Deflated(target_error=None),
     "Hutchinson": Hutchinson(num_probes=4),
     "Lanczos": Lanczos(num_probes=1, num_steps=4),
 }
-_FEW = _ESTIMATORS | {
+_FEW = {
+    "Deflated": Deflated(max_matvecs=8),
     "Hutchinson": Hutchinson(num_probes=2),
     "Lanczos": Lanczos(num_probes=1, num_steps=2),
 }
@@ -56,7 +60,7 @@ class LargeModel:
         small: Another of its kind, for a rehearsal.
         batch: Examples of a micro-batch.
         limit: `memory_limit` of the operator, in bytes; None: left to it.
-        few: Whether Hutchinson and Lanczos make two products only.
+        few: Whether few products are made, and Deflated is called once.
         sparse: Whether a gradient is sparse, so that products are compared with differences.
     """
 
@@ -85,18 +89,33 @@ MODELS = {
         few=True,
     ),
     "many_rows": LargeModel(many_rows, lambda: many_rows(10_000), batch=16, sparse=True),
+    "wide_mlp": LargeModel(lambda: mlp_of_size(24_000_000), lambda: mlp_of_size(10_000), batch=16),
 }
 
 
 def time_products(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     """Products of one operator of 16 examples in micro-batches, in gradients.
 
-    A gradient is that of a micro-batch, times their number.
+    A gradient is that of a micro-batch, times their number. Before, the operator is constructed,
+    and the time that tracing takes of it is told.
     """
     large = MODELS[name]
     model, x, y = large.problem(quick)
     warm_up()
-    operator = HessianOperator(model, (x, y), batch_size=large.batch, **large.memory_limit(quick))
+    tracing, trace = 0.0, TracedProducts.__init__
+
+    def timed(*arguments: Any, **settings: Any) -> None:
+        nonlocal tracing
+        start = time.perf_counter()
+        trace(*arguments, **settings)
+        tracing += time.perf_counter() - start
+
+    start = time.perf_counter()
+    with mock.patch.object(TracedProducts, "__init__", timed):
+        operator = HessianOperator(
+            model, (x, y), batch_size=large.batch, **large.memory_limit(quick)
+        )
+    construction = time.perf_counter() - start
     gradient = gradient_function(model, x[: large.batch], y[: large.batch])
     vectors = tf.random.stateless_normal([operator.block_size, operator.shape[0]], [0, 0])
     times = interleaved(
@@ -110,6 +129,8 @@ def time_products(name: str, quick: bool, rounds: int) -> dict[str, Any]:
     times["block"] = [value / operator.block_size for value in times["block"]]
     gradients = [len(operator.shares) * value for value in times.pop("gradient")]
     return {
+        "construction_seconds": construction,
+        "tracing_seconds": tracing,
         "gradient_seconds": spread(gradients),
         "product_seconds": {kind: spread(values) for kind, values in times.items()},
         "product_gradients": {kind: ratios(values, gradients) for kind, values in times.items()},
@@ -123,11 +144,9 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     warm_up()
     before = settle()
     with MemoryWatch() as construction:
-        start = time.perf_counter()
         operator = HessianOperator(
             model, (x, y), batch_size=large.batch, **large.memory_limit(quick)
         )
-        construction_seconds = time.perf_counter() - start
     vectors = tf.random.stateless_normal([operator.block_size, operator.shape[0]], [0, 0])
     held = settle() - vectors.shape[0] * operator.shape[0] * operator.dtype.itemsize / 1e6
     with MemoryWatch() as product:
@@ -138,7 +157,6 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         "inputs": list(x.shape),
         "micro_batches": len(operator.shares),
         "products": operator.products,
-        "construction_seconds": construction_seconds,
         "memory_mb": {"construction": construction.peak_mb - before}
         | {"product": product.peak_mb - held, "limit": (large.limit or 0) / 1e6 or None},
         "at_a_time": plan(operator),
@@ -148,6 +166,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         state, warm = None, int(key == "Deflated" and not large.few)
         for step in range(1 + warm):  # a second one carries the basis
             settle()
+            carried = 0 if state is None else int(state.vectors.shape[0])
             with MemoryWatch() as watch:
                 report, state = measure_operator(operator, estimator, seed=(0, step), state=state)
         figures["measurements"][key] = {
@@ -157,8 +176,11 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
             "carried": report.carried,
             "estimates": {key: report[key].to_dict() for key in _QUANTITIES if key in report},
             "rank": 0 if state is None else int(state.vectors.shape[0]),
-            "memory_mb": watch.peak_mb - before,
+            "memory_mb": watch.peak_mb - held,
         }
+        if isinstance(estimator, Deflated):
+            predicted = held_while_measuring(operator, report, carried, state)
+            figures["measurements"][key]["predicted_mb"] = predicted
         print(key, figures["measurements"][key], flush=True)
     return figures | {"process_peak_mb": peak_memory()}
 

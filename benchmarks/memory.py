@@ -66,6 +66,23 @@ class MemoryWatch:
             self.peak_mb = max(self.peak_mb, resident())
 
 
+def held_while_measuring(operator: Any, report: Any, carried: int, basis: Any) -> float:
+    """The memory in MB that a measurement by `Deflated` takes by the formula of the README.
+
+    Args:
+        operator: That was measured.
+        report: Of the measurement.
+        carried: Vectors of the basis that it began with.
+        basis: That it left.
+    """
+    vector = operator.shape[0] * operator.dtype.itemsize
+    following = 0 if basis is None else int(basis.vectors.shape[0])
+    held = carried + report.num_matvecs + 2
+    if not report.carried:  # probes are multiplied as they are, in the place of a block's own
+        held -= operator.block_size
+    return (held + max(operator.peak_bytes / vector, following)) * vector / 1e6
+
+
 def plan(operator: Any) -> dict[str, float | None]:
     """Examples and vectors that an operator computes on at a time, and the memory it predicts."""
     return {
