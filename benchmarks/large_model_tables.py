@@ -107,12 +107,11 @@ def _carried(models: Mapping[str, Any]) -> str:
         for name, figures in models.items()
         if figures.get("measurements", {}).get("Deflated", {}).get("carried")
     ]
-    but = (
-        f", but for those of {', '.join(carried)}, whose carried basis is in use" if carried else ""
-    )
+    if not carried:
+        return "With random weights the spectra are flat: no basis is in use in any of these."
     return (
-        "With random weights the spectra are flat: all its products are of probes, none of a "
-        f"basis{but}."
+        f"A basis that was carried is in use in those of {'; '.join(carried)}. (With random weights "
+        "the spectra are flat, and it holds little.)"
     )
 
 
