@@ -110,8 +110,8 @@ def _carried(models: Mapping[str, Any]) -> str:
     if not carried:
         return "With random weights the spectra are flat: no basis is in use in any of these."
     return (
-        f"A basis that was carried is in use in those of {'; '.join(carried)}. (With random weights "
-        "the spectra are flat, and it holds little.)"
+        f"A basis that was carried is in use in those of {'; '.join(carried)}. (With random "
+        "weights the spectra are flat, and it holds little.)"
     )
 
 
