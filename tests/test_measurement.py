@@ -228,7 +228,7 @@ def test_large_models_refuse_the_exact_method():
 def test_what_does_not_fit_is_said():
     model, data = tanh_classifier()
     limit = 4 * model.count_params() * 150
-    with pytest.warns(UserWarning, match="A basis of 6 vectors .* so (none|[1-5]) are kept"):
+    with pytest.warns(UserWarning, match="basis of 6 vectors .* so (none|[1-5]) will be kept"):
         measure_curvature(model, data, Deflated(max_matvecs=10), memory_limit=limit)
 
 
