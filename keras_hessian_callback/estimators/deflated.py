@@ -137,8 +137,8 @@ class Deflated:
                 f"With a basis of {self._rank} vectors of {operator.shape[0]:,} weights a "
                 f"measurement takes {size:,.1f} MiB beside a block of products, more than is left "
                 f"of the memory limit, so {fits or 'none'} will be kept. The error bars say what "
-                "that costs; "
-                "more probes (`max_matvecs`) make up for it, or a higher `memory_limit`.",
+                "that costs; more probes (`max_matvecs`) make up for it, or a higher "
+                "`memory_limit`.",
                 stacklevel=2,
             )
 

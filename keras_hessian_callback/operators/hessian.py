@@ -66,10 +66,10 @@ class HessianOperator:
 
     Cost: A product is 0.7 to 3 gradients in a block of 8, 2 to 4 alone (benchmarks/README.md).
     Construction traces once and checks with a product and a gradient; with micro-batches also
-    with a product on each two neighbours together, and blocks of them on few examples, on as many
-    as show in the memory, to plan it. Memory beside the model's: the activations
-    of the gradient and of two products on a micro-batch (on two, in that check), and 3 k + 4
-    vectors of n floats for a block of k, 4 k + 4 where micro-batches are summed: `peak_bytes`.
+    with a product on each two neighbours together, and blocks of them on as many examples as show
+    in the memory, to plan it. Memory beside the model's: the activations of the gradient and of two
+    products on a micro-batch (on two, in that check), and 3 k + 4 vectors of n floats for a block
+    of k, 4 k + 4 where micro-batches are summed: `peak_bytes`.
 
     Example:
 
