@@ -32,7 +32,7 @@ class Holdings:
         room, width = operator.room, operator.block_size
         ranks = range(rank, -1, -1)
         with_all = next((k for k in ranks if held_with_all(k, products, width) <= room), -1)
-        kept = max(2, min(products, BLOCK_SIZE, int((min(room, products * 3) - _SUMS) / 3)))
+        kept = int(max(2, min(products, BLOCK_SIZE, (room - _SUMS) / 3)))
         with_few = next((k for k in ranks if _held_with_few(k, kept, width) <= room), 0)
         if with_all >= with_few:
             left = room - held_with_all(with_all, products, width) + with_all
